@@ -1,0 +1,91 @@
+"""What the mapper asks of whoever exports its devices: the daemon brings the real thing, a program in-process none.
+
+Sizes in bytes. Device numbers are (major, minor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from userdm.dataplane import Backend
+
+
+class Export(Protocol):
+    """One device's way to the world. Methods are never called with a lock held that serving needs."""
+
+    @property
+    def devno(self) -> tuple[int, int]: ...
+
+    def activate(self, name: str, readonly: bool) -> None:
+        """The backend has a table now: take its size and read-only state, make or renew the node ``name``."""
+        ...
+
+    def rename(self, name: str) -> None: ...
+
+    def open_count(self) -> int:
+        """How many openers and mounts the device has outside of the mapper."""
+        ...
+
+    def writers(self) -> list[str]:
+        """Who holds the device open for writing *without* a file system we could freeze (fuse2fs, without root)."""
+        ...
+
+    def remove(self) -> None:
+        """Take node and device away. OSError EBUSY, and nothing changed, when somebody has it open."""
+        ...
+
+
+class Exporter(Protocol):
+    def create(self, name: str, backend: Backend, minor: int | None) -> Export:
+        """Reserve a device number. Nothing is visible under ``name`` yet. EBUSY when ``minor`` is taken."""
+        ...
+
+    def freeze(self, exports: Sequence[Export]) -> Callable[[], None]:
+        """Freeze every file system on these devices and sync them; the first is the topmost. Returns the thaw.
+
+        Raises OSError, with everything thawed, when one cannot be frozen.
+        """
+        ...
+
+
+class NoExport:
+    """A device of a program in-process: it has a number and nothing else."""
+
+    def __init__(self, devno: tuple[int, int]) -> None:
+        self.devno = devno
+
+    def activate(self, name: str, readonly: bool) -> None:
+        pass
+
+    def rename(self, name: str) -> None:
+        pass
+
+    def open_count(self) -> int:
+        return 0
+
+    def writers(self) -> list[str]:
+        return []
+
+    def remove(self) -> None:
+        pass
+
+
+class NoExporter:
+    """Devices without an export, numbered 240:0 upwards (240 is for local use, see the kernel's devices.txt)."""
+
+    MAJOR = 240
+
+    def __init__(self) -> None:
+        self._taken: dict[int, NoExport] = {}
+
+    def create(self, name: str, backend: Backend, minor: int | None) -> NoExport:
+        if minor is None:
+            minor = next(number for number in range(1 << 20) if number not in self._taken)
+        export = NoExport((self.MAJOR, minor))
+        self._taken[minor] = export
+        return export
+
+    def freeze(self, exports: Sequence[Export]) -> Callable[[], None]:
+        return lambda: None
+
