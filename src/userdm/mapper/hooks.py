@@ -88,4 +88,3 @@ class NoExporter:
 
     def freeze(self, exports: Sequence[Export]) -> Callable[[], None]:
         return lambda: None
-

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 SECTOR = 512
 """Bytes in a sector, always."""
@@ -165,4 +165,4 @@ class Through:
     handler: Callable[[Intent, memoryview], Any]
 
 
-Segment = Union[Direct, Zero, Fail, All, Copy, Wait, Through]
+Segment = Direct | Zero | Fail | All | Copy | Wait | Through
