@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 
+# Not typing's: importing that takes as long as starting Python, and every verb of the command line comes by here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from userdm.api.pool import Pool, Thin
 
 __all__ = ["Pool", "Thin", "__version__"]
