@@ -1,0 +1,88 @@
+"""Who has a block device open: processes, mounts, and devices made on top of it. Read from /proc and sysfs.
+
+The kernel shows its own count to nobody, so this is as near as one gets; 5 to 10 ms on a machine with a few hundred
+processes. Nothing here opens a file that somebody else serves, or asks its server for anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from userdm.export import mountinfo
+
+_AT_FDCWD = -100
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_TYPE = 1
+_S_IFMT, _S_IFBLK = 0o170000, 0o060000
+_STATX = struct.Struct("=28xH98xII120x")
+"""Of struct statx: mode, rdev major and minor"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def leads_to(path: str, devno: tuple[int, int]) -> bool:
+    """Whether ``path`` is a node of the block device, as far as the kernel knows without asking a file server."""
+    found = ctypes.create_string_buffer(_STATX.size)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_TYPE, found) != 0:
+        return False
+    mode, major, minor = _STATX.unpack(found)
+    return mode & _S_IFMT == _S_IFBLK and (major, minor) == devno
+
+
+def descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, str]]:
+    """(pid, path as it was opened) of each descriptor of the device, in each process that we may look at."""
+    for pid in mountinfo.pids():
+        folder = f"/proc/{pid}/fd"
+        try:
+            numbers = os.listdir(folder)
+        except OSError:
+            continue
+        for number in numbers:
+            link = f"{folder}/{number}"
+            try:
+                path = os.readlink(link)  # noqa: PTH115 - hot
+            except OSError:
+                continue
+            # sockets, pipes and the like have no path
+            if path.startswith("/") and leads_to(link, devno):
+                yield pid, path
+
+
+def loops_bound() -> Iterator[tuple[str, str]]:
+    """(name in /dev, path of the backing file) of each bound loop device."""
+    for folder in Path("/sys/block").glob("loop*/loop"):
+        try:
+            backing = (folder / "backing_file").read_text(errors="surrogateescape").rstrip("\n")
+        except OSError:
+            continue
+        yield folder.parent.name, backing
+
+
+def stacked(devno: tuple[int, int]) -> Iterator[str]:
+    """Names of the devices that the kernel keeps on top of this one: loop devices, and what sysfs calls holders."""
+    for name, backing in loops_bound():
+        if backing.startswith("/dev/") and leads_to(backing, devno):
+            yield name
+    try:
+        yield from os.listdir(f"/sys/dev/block/{devno[0]}:{devno[1]}/holders")
+    except OSError:
+        return
+
+
+def is_mounted(devno: tuple[int, int]) -> bool:
+    """Whether any mount namespace has a file system of this device."""
+    return any(mount.devno == devno for mount in mountinfo.all_mounts())
+
+
+def count_openers(devno: tuple[int, int], is_claimed: Callable[[], bool]) -> int:
+    """How often the device is open. A mounted file system counts once, as it does in the kernel.
+
+    ``is_claimed`` tries to open it exclusively, which sees what no list shows: a lazily unmounted file system,
+    swap. It is asked last and only when nothing else was found, since a mount at that very moment would fail.
+    """
+    count = sum(1 for _ in descriptors(devno)) + sum(1 for _ in stacked(devno)) + is_mounted(devno)
+    return count or int(is_claimed())

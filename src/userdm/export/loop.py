@@ -1,0 +1,236 @@
+"""Loop devices over files that we serve: reserved by number, bound at once, sized later. Sizes are bytes.
+
+Every call here may make the kernel ask our own FUSE threads: it must come from a thread that serves nothing and
+holds no lock that serving needs. All waiting is done in ioctl(2), open(2) and close(2), which release the interpreter.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import grp
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOOP_CONTROL = "/dev/loop-control"
+FIRST_INDEX = 16384
+"""Far above what people and moby's search for a free device pick; less where partitions take minors."""
+LAST_MINOR = (1 << 20) - 1
+
+LOOP_CLR_FD = 0x4C01
+LOOP_SET_STATUS64 = 0x4C04
+LOOP_GET_STATUS64 = 0x4C05
+LOOP_SET_CAPACITY = 0x4C07
+LOOP_SET_BLOCK_SIZE = 0x4C09
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_ADD = 0x4C80
+LOOP_CTL_REMOVE = 0x4C81
+BLKROSET = 0x125D
+BLKFLSBUF = 0x1261
+
+LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
+
+INFO = struct.Struct("=QQQQQIIII64s64s32s2Q")
+"""struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt_type, encrypt_key_size, flags,
+file_name, crypt_name, encrypt_key, init"""
+INFO_FLAGS = 8
+INFO_NAME = 9
+CONFIG = struct.Struct(f"=II{INFO.size}s64x")
+"""struct loop_config: fd, block_size, info, reserved"""
+BLOCK_SIZE = 512
+LOCK_SECONDS = 3.0
+REMOVE_SECONDS = 3.0
+
+
+def _sys(index: int) -> Path:
+    return Path(f"/sys/block/loop{index}")
+
+
+def _part_shift() -> int:
+    """By how many bits a loop device's minor is its index shifted (module parameter max_part)."""
+    try:
+        return int(Path("/sys/module/loop/parameters/max_part").read_text()).bit_length()
+    except (OSError, ValueError):
+        return 0
+
+
+@contextmanager
+def _opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _control(command: int, index: int) -> None:
+    with _opened(LOOP_CONTROL, os.O_RDWR) as control:
+        fcntl.ioctl(control, command, index)
+
+
+class LoopDevice:
+    """A loop device that is ours, from its reservation to its removal."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.node = f"/dev/loop{index}"
+        major, _, minor = (_sys(index) / "dev").read_text().strip().partition(":")
+        self.devno = int(major), int(minor)
+        self._make_node()
+
+    @classmethod
+    def reserve(cls, minor: int | None = None) -> LoopDevice:
+        """Add a device: of this minor number, or the first free one of ours. EBUSY when ``minor`` is taken."""
+        shift = _part_shift()
+        if minor is not None:
+            if not 0 <= minor <= LAST_MINOR or minor & ((1 << shift) - 1):
+                raise OSError(
+                    errno.EINVAL, f"minor {minor}: a loop device's is 0 to {LAST_MINOR} in steps of {1 << shift}"
+                )
+            try:
+                _control(LOOP_CTL_ADD, minor >> shift)
+            except FileExistsError:
+                raise OSError(errno.EBUSY, f"minor {minor} is taken by /dev/loop{minor >> shift}") from None
+            return cls(minor >> shift)
+        limit = (LAST_MINOR + 1) >> shift
+        for index in range(min(FIRST_INDEX, limit // 2), limit):
+            if _sys(index).exists():
+                continue
+            try:
+                _control(LOOP_CTL_ADD, index)
+            except FileExistsError:
+                continue  # somebody was quicker
+            return cls(index)
+        raise OSError(errno.ENOSPC, "no loop device number is free")
+
+    def _make_node(self) -> None:
+        """devtmpfs makes the node, and udev gives it away as every disk; where neither runs it is up to us."""
+        rdev = os.makedev(*self.devno)
+        node = Path(self.node)
+        try:
+            info = node.stat()
+            if not stat.S_ISBLK(info.st_mode) or info.st_rdev != rdev:
+                node.unlink()
+                raise FileNotFoundError
+        except FileNotFoundError:
+            os.mknod(node, stat.S_IFBLK | 0o600, rdev)
+        try:
+            group = grp.getgrnam("disk").gr_gid
+        except KeyError:
+            group = 0
+        os.chown(node, 0, group)
+        node.chmod(0o660)
+
+    def bind(self, file: int, tag: str) -> None:
+        """Bind it to an open file, for direct I/O. The tag is there for whoever clears up after us."""
+        info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_DIRECT_IO, tag.encode()[:63], b"", b"", 0, 0)
+        with _opened(self.node, os.O_RDWR) as fd:
+            fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, BLOCK_SIZE, info))
+        if (_sys(self.index) / "loop/dio").read_text().strip() != "1":
+            raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
+
+    def take_limits(self) -> None:
+        """Have the driver ask for the file's discard granularity again: it does when its block size changes.
+
+        For a device of no size that nobody can have open for long.
+        """
+        with _opened(self.node, os.O_RDWR) as fd:
+            fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, 4096)
+            fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE)
+
+    def take_size(self, readonly: bool) -> None:
+        """Have the driver ask for the file's size, and set or clear the read-only flag."""
+        with _opened(self.node) as fd:
+            fcntl.ioctl(fd, BLKROSET, struct.pack("=i", readonly))
+            fcntl.ioctl(fd, LOOP_SET_CAPACITY)
+
+    def is_claimed(self) -> bool:
+        """Whether a mount, or another exclusive holder, has it: plain openers are not seen."""
+        try:
+            with _opened(self.node, os.O_RDONLY | os.O_EXCL):
+                return False
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            raise
+
+    def unbind(self, *, when_closed: bool = False) -> None:
+        """Take the file away. In use: EBUSY, and nothing has changed; ``when_closed``: then by its last close."""
+        with _opened(self.node) as fd:
+            _lock(fd)
+            unbind(fd, self.node, when_closed=when_closed)
+
+    def delete(self) -> None:
+        """Remove the unbound device. OSError EBUSY when somebody has it open for longer than a moment."""
+        delete(self.index)
+
+
+def _lock(fd: int) -> None:
+    """Keep udev, which honours this lock, from opening the device under our hands."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.02)
+    # somebody holds it for good: the kernel's own count of openers decides
+
+
+def status(fd: int) -> list[int | bytes] | None:
+    """The fields of struct loop_info64; None when nothing is bound."""
+    try:
+        return list(INFO.unpack(fcntl.ioctl(fd, LOOP_GET_STATUS64, bytes(INFO.size))))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+
+
+def unbind(fd: int, name: str, *, when_closed: bool = False) -> None:
+    """Unbind the open loop device ``fd`` when it is open nowhere else; otherwise EBUSY, and it stays as it was.
+
+    In use, the driver only marks the device to be unbound by its last close; that mark is taken back, or
+    left there for ``when_closed``.
+    """
+    try:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return
+        raise
+    if when_closed:
+        return
+    info = status(fd)
+    if info is None:
+        return
+    flags = info[INFO_FLAGS]
+    assert isinstance(flags, int)
+    info[INFO_FLAGS] = flags & ~LO_FLAGS_AUTOCLEAR
+    fcntl.ioctl(fd, LOOP_SET_STATUS64, INFO.pack(*info))
+    raise OSError(errno.EBUSY, f"{name} is in use")
+
+
+def delete(index: int) -> None:
+    """Remove an unbound loop device and its node. EBUSY when it is still open after a while."""
+    node = Path(f"/dev/loop{index}")
+    deadline = time.monotonic() + REMOVE_SECONDS
+    while True:
+        try:
+            _control(LOOP_CTL_REMOVE, index)
+            break
+        except FileNotFoundError:
+            break
+        except OSError as error:
+            # a closer that is just under way
+            if error.errno not in (errno.EBUSY, errno.ENODEV) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    if not _sys(index).exists():
+        node.unlink(missing_ok=True)
