@@ -1,0 +1,1 @@
+"""The registry of mapped devices; tables live and inactive; suspend, resume, dependencies."""

@@ -1,0 +1,292 @@
+"""A mapped device: a name, a number, a live and an inactive table, and the gate that suspend closes.
+
+Offsets and lengths in bytes. As a `Place` it is a layer, as a `Backend` it is what an export serves, as a `Host`
+what a pool revokes from. Follows drivers/md/dm.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from userdm.dataplane import Parked
+from userdm.dataplane.plane import DEFAULT_GRANULE, BlockingWorker, Plane, PlaneWorker
+from userdm.mapper.hooks import Export
+from userdm.mapper.table import Table
+from userdm.segment import Fail, Gate, Intent, Segment, Wait
+
+if TYPE_CHECKING:
+    from userdm.mapper.places import Opened
+    from userdm.mapper.registry import Mapper
+
+
+class MappedDevice:
+    """Made by `Mapper.create`. ``control`` serialises what changes the device; serving takes no lock."""
+
+    def __init__(self, mapper: Mapper, name: str, uuid: str) -> None:
+        self.mapper = mapper
+        self.name = name
+        self.uuid = uuid
+        self.control = threading.RLock()
+        self.live: Table | None = None
+        self.inactive: Table | None = None
+        self.gate: Gate | None = None
+        self.removed = False
+        self.deferred_remove = False
+        self.event_nr = 0
+        self.users: list[Opened] = []
+        """The tables that name this device, live or inactive; under the mapper's graph lock."""
+        self.thaw: Callable[[], None] | None = None
+        self.export: Export
+        self._events = threading.Condition()
+        self.plane = Plane(self)
+
+    # what it is
+
+    @property
+    def devno(self) -> tuple[int, int]:
+        return self.export.devno
+
+    @property
+    def size(self) -> int:
+        return self.live.size if self.live is not None else 0
+
+    @property
+    def readonly(self) -> bool:
+        return self.live is not None and self.live.readonly
+
+    @property
+    def suspended(self) -> bool:
+        return self.gate is not None
+
+    @property
+    def granularity(self) -> int:
+        return self.live.discard_granularity if self.live is not None else 512
+
+    def open_count(self, *, scan: bool = True) -> int:
+        """Tables that name the device, and with ``scan`` everybody else who has it open or mounted."""
+        return len(self.users) + (self.export.open_count() if scan else 0)
+
+    # serving
+
+    def worker(self) -> PlaneWorker:
+        return self.plane.worker()
+
+    def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        gate = self.gate
+        if gate is not None:
+            return [Wait(length, gate)]
+        table = self.live
+        if table is None or offset < 0 or offset + length > table.size:
+            return [Fail(length, errno.EIO)]
+        if table.readonly and intent is not Intent.READ:
+            return [Fail(length, errno.EROFS)]
+        return table.resolve(offset, length, intent)
+
+    def flush(self) -> None:
+        gate = self.gate
+        if gate is not None:
+            raise Parked(gate)
+        if self.live is not None:
+            self.live.flush()
+
+    def storage(self) -> DeviceStorage:
+        """The device as storage, for a table above that reads and writes it by itself (a pool's metadata)."""
+        return DeviceStorage(self)
+
+    # the graph
+
+    def stands_on(self, other: MappedDevice) -> bool:
+        """Whether any table of this device leads down to ``other``. Under the mapper's graph lock."""
+        seen: set[int] = set()
+        rest = [self]
+        while rest:
+            device = rest.pop()
+            for table in (device.live, device.inactive):
+                for below in table.opened.devices if table is not None else []:
+                    if below is other:
+                        return True
+                    if id(below) not in seen:
+                        seen.add(id(below))
+                        rest.append(below)
+        return False
+
+    def above(self) -> list[MappedDevice]:
+        """This device and every one whose table leads down to it, the topmost first."""
+        order: list[MappedDevice] = []
+        seen: set[int] = set()
+        with self.mapper.graph_lock:
+            stack: list[tuple[MappedDevice, bool]] = [(self, False)]
+            while stack:
+                device, done = stack.pop()
+                if done:
+                    order.append(device)
+                elif id(device) not in seen:
+                    seen.add(id(device))
+                    stack.append((device, True))
+                    stack.extend((user.device, False) for user in device.users)
+        return order
+
+    # what a pool below asks of it (thin.host.Host)
+
+    def revoke(self, offset: int, length: int) -> None:
+        self.plane.revoke(offset, length)
+        if not self.users:
+            return
+        with self.mapper.graph_lock:
+            uppers = [user.device for user in self.users]
+        for upper in uppers:
+            table = upper.live
+            for low, size in table.above(self, offset, length) if table is not None else []:
+                upper.revoke(low, size)
+
+    def fence(self) -> None:
+        for device in self.above():
+            device.plane.fence()
+
+    def drain(self, *, requests: bool) -> None:
+        for device in self.above():
+            device.plane.drain(requests=requests)
+
+    def grace(self) -> Callable[[], bool]:
+        looks = [device.plane.grace() for device in self.above()]
+        return lambda: all(look() for look in looks)
+
+    def writers(self) -> list[str]:
+        return [text for device in self.above() for text in device.export.writers()]
+
+    def freeze(self) -> Callable[[], None]:
+        return self.mapper.exporter.freeze([device.export for device in self.above()])
+
+    # events
+
+    def event(self) -> None:
+        with self._events:
+            self.event_nr = (self.event_nr + 1) & 0xFFFFFFFF
+            self._events.notify_all()
+
+    def wait_event(self, seen: int, cancelled: Callable[[], bool]) -> int:
+        """Wait until the event counter is not ``seen`` (or ``cancelled`` says so); returns the counter."""
+        with self._events:
+            while self.event_nr == seen and not self.removed and not cancelled():
+                self._events.wait(0.2)
+            return self.event_nr
+
+    # tables; the caller holds ``control``
+
+    def stop(self, *, flush: bool, lockfs: bool) -> None:
+        """Suspend: freeze, close the gate, let what is in flight end, flush."""
+        if self.gate is not None:
+            return
+        table = self.live
+        targets = [entry.target for entry in table.entries] if table is not None else []
+        thaw = self.freeze() if lockfs and table is not None else None
+        try:
+            for target in targets:
+                target.presuspend()
+            self.gate = Gate()
+            self.fence()
+            self.drain(requests=True)
+            if table is not None and flush and not table.readonly:
+                table.flush()
+            for target in targets:
+                target.postsuspend()
+        except BaseException:
+            self._open_gate()
+            for target in targets:
+                target.resume()
+            if thaw is not None:
+                thaw()
+            raise
+        self.thaw = thaw
+
+    def swap(self) -> Table | None:
+        """Make the inactive table the live one; returns the old one, to be closed. Suspended already."""
+        old, self.live, self.inactive = self.live, self.inactive, None
+        for device in self.above():
+            device.plane.fence(None if device.live is None else device.live.granule)
+        return old
+
+    def go(self) -> None:
+        """Resume: tell the targets, open the gate, thaw. OSError from a target leaves the device suspended."""
+        table = self.live
+        assert table is not None
+        for entry in table.entries:
+            entry.target.preresume()
+        for entry in table.entries:
+            entry.target.resume()
+        self.export.activate(self.name, table.readonly)
+        self._open_gate()
+        thaw, self.thaw = self.thaw, None
+        if thaw is not None:
+            thaw()
+
+    def _open_gate(self) -> None:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.open()
+
+    def destroy(self) -> None:
+        """The device is gone from the registry: close its tables. The first error is raised when all is closed."""
+        self.removed = True
+        if self.thaw is not None:
+            self.thaw()
+        failure: OSError | None = None
+        tables, self.live, self.inactive = (self.live, self.inactive), None, None
+        self.plane.fence(DEFAULT_GRANULE)
+        self.plane.drain(requests=True)
+        for table in tables:
+            try:
+                if table is not None:
+                    table.close()
+            except OSError as error:
+                failure = failure or error
+        self._open_gate()
+        with self._events:
+            self._events.notify_all()
+        if failure is not None:
+            raise failure
+
+
+class DeviceStorage(BlockingWorker):
+    """A mapped device as storage for a target's own bytes; one call at a time, waits while the device is suspended."""
+
+    resolve: None = None
+
+    def __init__(self, device: MappedDevice) -> None:
+        super().__init__(device.worker())
+        self._device = device
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        return self._device.size
+
+    @property
+    def readonly(self) -> bool:
+        return self._device.readonly
+
+    def read(self, offset: int, view: memoryview) -> None:
+        with self._lock:
+            super().read(offset, view)
+
+    def write(self, offset: int, view: memoryview | bytes | bytearray) -> None:
+        with self._lock:
+            super().write(offset, view)
+
+    def discard(self, offset: int, length: int) -> None:
+        with self._lock:
+            super().discard(offset, length)
+
+    def zero(self, offset: int, length: int) -> None:
+        with self._lock:
+            super().zero(offset, length)
+
+    def flush(self) -> None:
+        while True:
+            try:
+                return self._device.flush()
+            except Parked as parked:
+                parked.gate.wait()

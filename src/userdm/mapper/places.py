@@ -1,0 +1,256 @@
+"""What the paths in a table mean: storage, opened once and shared by all tables, or another mapped device.
+
+As dm_get_device of dm-table.c: a name is a path or major:minor, looked up in the caller's root and folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from userdm.mapper.table import escape_argument
+from userdm.segment import Place
+from userdm.storage import FileStorage, Storage, open_storage
+from userdm.targets.base import Target, TargetError
+
+if TYPE_CHECKING:
+    from userdm.mapper.device import MappedDevice
+    from userdm.mapper.registry import Mapper
+
+_NUMBER = re.compile(r"(\d{1,4}):(\d{1,7})")
+
+
+class SharedStorage:
+    """Every open storage of a mapper by its identity: one descriptor each, however many tables name it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[int, int, bool], tuple[FileStorage, int]] = {}
+
+    def acquire(self, path: str, *, readonly: bool) -> FileStorage:
+        info = os.stat(path)  # noqa: PTH116
+        is_block = stat.S_ISBLK(info.st_mode)
+        key = (info.st_rdev, 0, True) if is_block else (info.st_dev, info.st_ino, False)
+        with self._lock:
+            if key in self._open:
+                storage, users = self._open[key]
+                if storage.readonly and not readonly:
+                    raise OSError(errno.EACCES, "opened read-only by another table", path)
+                self._open[key] = (storage, users + 1)
+                return storage
+            try:
+                storage = open_storage(path, readonly=False)
+            except OSError as error:
+                # a read-only table shares the descriptor of a writable one, so read-only is the second choice
+                if not readonly or error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+                    raise
+                storage = open_storage(path, readonly=True)
+            self._open[key] = (storage, 1)
+            return storage
+
+    def release(self, storage: FileStorage) -> None:
+        with self._lock:
+            for key, (candidate, users) in list(self._open.items()):
+                if candidate is storage:
+                    if users > 1:
+                        self._open[key] = (storage, users - 1)
+                        return
+                    del self._open[key]
+                    storage.close()
+
+
+class Opened:
+    """What one table holds open."""
+
+    def __init__(
+        self,
+        mapper: Mapper,
+        device: MappedDevice,
+        root: str = "/",
+        folder: str | None = None,
+        references: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.mapper = mapper
+        self.device = device
+        self._root = root
+        self._folder = folder
+        self._saved = {reference["param"]: reference for reference in references or []}
+        self._found: dict[str, tuple[Place, dict[str, Any]]] = {}
+        self._storages: list[FileStorage] = []
+        self._devices: list[MappedDevice] = []
+        self._adapters: dict[int, Any] = {}
+
+    def context(self, start: int, length: int, readonly: bool) -> LineContext:
+        return LineContext(self, start, length, readonly)
+
+    def open(self, argument: str, value: str, *, readonly: bool) -> Place:
+        """See targets.base.Context.open."""
+        if value in self._found:
+            return self._found[value][0]
+        try:
+            place, reference = self._lookup(value, readonly)
+        except OSError as error:
+            number = errno.ENODEV if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO) else error.errno
+            text = f"{argument} {value!r}: {error.strerror}"
+            if number in (errno.ENODEV, errno.ENOTBLK):
+                text += ", must be a block device, a regular file or a mapped device"
+            raise TargetError(number or errno.EINVAL, text) from error
+        self._found[value] = (place, reference)
+        return place
+
+    def _lookup(self, value: str, readonly: bool) -> tuple[Place, dict[str, Any]]:
+        device = self._mapped(value)
+        if device is not None:
+            self._hold(device)
+            return device, {"param": value, "kind": "device", "name": device.name}
+        if value in self.mapper.attached:
+            return self.mapper.attached[value], {"param": value, "kind": "attached"}
+        path = self._path(value)
+        storage = self.mapper.storages.acquire(path, readonly=readonly)
+        self._storages.append(storage)
+        identity = list(storage.identity)
+        reference = {
+            "param": value,
+            "kind": "storage",
+            "path": path,
+            "identity": identity,
+            "sequence": _sequence(storage),
+        }
+        saved = self._saved.get(value)
+        if saved is not None and (saved["identity"] != identity or saved["sequence"] != reference["sequence"]):
+            raise OSError(errno.ENODEV, "another one than when the table was loaded", path)
+        return storage, reference
+
+    def _mapped(self, value: str) -> MappedDevice | None:
+        """The mapped device that the value names, if it names one."""
+        saved = self._saved.get(value)
+        if saved is not None:
+            return self.mapper.find(name=saved["name"]) if saved["kind"] == "device" else None
+        number = _NUMBER.fullmatch(value)
+        if number is not None:
+            return self.mapper.by_number((int(number[1]), int(number[2])))
+        folder, name = os.path.split(value)
+        if name and self._is_mapper_folder(folder):
+            # by its name, before anything touches the path: a file that we serve must not be opened by us
+            return self.mapper.find(name=name)
+        try:
+            info = os.stat(self._path(value))  # noqa: PTH116
+        except OSError:
+            return None
+        if not stat.S_ISBLK(info.st_mode):
+            return None
+        return self.mapper.by_number((os.major(info.st_rdev), os.minor(info.st_rdev)))
+
+    def _is_mapper_folder(self, folder: str) -> bool:
+        if not folder or self._root != "/":
+            return False
+        ours = self.mapper.folder
+        if ours is None:
+            return folder == "/dev/mapper"
+        return folder == str(ours) or Path(folder).resolve() == ours.resolve()
+
+    def _path(self, value: str) -> str:
+        saved = self._saved.get(value)
+        if saved is not None and "path" in saved:
+            return str(saved["path"])
+        number = _NUMBER.fullmatch(value)
+        if number is not None:
+            # the kernel needs no node; we find it by its name in sysfs
+            link = os.path.realpath(f"/sys/dev/block/{int(number[1])}:{int(number[2])}")
+            return f"/dev/{os.path.basename(link)}"  # noqa: PTH119
+        if not value.startswith("/"):
+            value = os.path.join(self._folder or os.getcwd(), value)  # noqa: PTH109, PTH118
+        return os.path.normpath(value) if self._root == "/" else self._root + value
+
+    def _hold(self, device: MappedDevice) -> None:
+        """Count the table among the device's users; EINVAL for a loop."""
+        with self.mapper.graph_lock:
+            if device is self.device or device.stands_on(self.device):
+                raise OSError(errno.EINVAL, f"a loop: {device.name} stands on {self.device.name}")
+            device.users.append(self)
+            self._devices.append(device)
+
+    def references(self) -> list[dict[str, Any]]:
+        return [reference for _, reference in self._found.values()]
+
+    @property
+    def devices(self) -> list[MappedDevice]:
+        """The mapped devices that the table stands on."""
+        return self._devices
+
+    def storage(self, place: Place) -> Storage:
+        """See targets.base.Context.storage."""
+        if place.resolve is None:
+            return place  # type: ignore[return-value]
+        if id(place) not in self._adapters:
+            device = next(device for device in self._devices if device is place)
+            self._adapters[id(place)] = device.storage()
+        return self._adapters[id(place)]  # type: ignore[no-any-return]
+
+    def devno(self, place: Place) -> tuple[int, int] | None:
+        if isinstance(place, FileStorage):
+            return (os.major(place.device), os.minor(place.device)) if place.is_block else None
+        number: tuple[int, int] | None = getattr(place, "devno", None)
+        return number
+
+    def describe(self, place: Place) -> str:
+        number = self.devno(place)
+        if number is not None:
+            return f"{number[0]}:{number[1]}"
+        if isinstance(place, FileStorage):
+            return escape_argument(place.path)
+        names = (name for name, storage in self.mapper.attached.items() if storage is place)
+        return escape_argument(next(names, "?"))
+
+    def release(self) -> None:
+        for adapter in self._adapters.values():
+            adapter.close()
+        self._adapters.clear()
+        while self._storages:
+            self.mapper.storages.release(self._storages.pop())
+        with self.mapper.graph_lock:
+            while self._devices:
+                self._devices.pop().users.remove(self)
+        self._found.clear()
+
+
+class LineContext:
+    """One line's surroundings; see targets.base.Context. Sectors."""
+
+    def __init__(self, opened: Opened, start: int, length: int, readonly: bool) -> None:
+        self._opened = opened
+        self.start = start
+        self.length = length
+        self.readonly = readonly
+        self.storage = opened.storage
+        self.describe = opened.describe
+
+    @property
+    def host(self) -> MappedDevice:
+        return self._opened.device
+
+    def open(self, argument: str, value: str) -> Place:
+        return self._opened.open(argument, value, readonly=self.readonly)
+
+    def live_target(self, place: Place) -> Target | None:
+        table = getattr(place, "live", None)
+        if table is None or len(table.entries) != 1:
+            return None
+        target: Target = table.entries[0].target
+        return target
+
+
+def _sequence(storage: FileStorage) -> int:
+    """The disk's sequence number (BLKGETDISKSEQ, kernel 5.15): another loop under the same number has another."""
+    if not storage.is_block:
+        return 0
+    number = storage.device
+    try:
+        return int(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/diskseq").read_text())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,208 @@
+"""Mapping tables: lines checked as the kernel checks them, and the targets that they make. Lines count in sectors.
+
+Follows drivers/md/dm-table.c: a table starts at sector 0, its lines follow each other without gap or overlap.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from userdm.segment import SECTOR, Intent, Place, Segment
+from userdm.targets.base import Flushable, Target, TargetError
+from userdm.targets.registry import find_target
+
+if TYPE_CHECKING:
+    from userdm.mapper.places import Opened
+
+MAX_SECTORS = (1 << 63) // SECTOR
+MAX_LINES = 1 << 20
+
+
+class TableError(OSError):
+    """A table is refused: errno, and a text that names the line, the argument, its value and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line as it was given. Sectors."""
+
+    start: int
+    length: int
+    type: str
+    params: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """A line's target. Sectors."""
+
+    start: int
+    length: int
+    target: Target
+
+
+def split_arguments(params: str) -> list[str]:
+    """The words of a line: blanks separate them, a backslash takes the next character as it is."""
+    words: list[str] = []
+    word: list[str] | None = None
+    characters = iter(params)
+    for character in characters:
+        if character.isspace():
+            if word is not None:
+                words.append("".join(word))
+            word = None
+            continue
+        word = word if word is not None else []
+        word.append(next(characters, "") if character == "\\" else character)
+    if word is not None:
+        words.append("".join(word))
+    return words
+
+
+def escape_argument(word: str) -> str:
+    """The opposite of split_arguments for one word."""
+    return "".join("\\" + character if character.isspace() or character == "\\" else character for character in word)
+
+
+def check_layout(lines: Sequence[Line]) -> None:
+    """EINVAL for no lines, an empty line, a gap, an overlap, or more sectors than a device can have."""
+    if not 0 < len(lines) <= MAX_LINES:
+        raise TableError(errno.EINVAL, f"table has {len(lines)} lines, must be 1 to {MAX_LINES}")
+    expected = 0
+    for index, line in enumerate(lines, 1):
+        where = f"table line {index}"
+        if line.start != expected:
+            fault = "gap" if line.start > expected else "overlap"
+            raise TableError(errno.EINVAL, f"{where}: start {line.start}: must be {expected}, there is a {fault}")
+        if line.length <= 0:
+            raise TableError(errno.EINVAL, f"{where}: length {line.length}: must be at least 1 sector")
+        expected += line.length
+        if expected > MAX_SECTORS:
+            raise TableError(errno.EINVAL, f"{where}: length {line.length}: the table must end at sector {MAX_SECTORS}")
+
+
+class Table:
+    """The targets of one table. ``opened`` holds what they stand on until the table is closed."""
+
+    def __init__(self, opened: Opened, readonly: bool) -> None:
+        self.opened = opened
+        self.readonly = readonly
+        self.lines: list[Line] = []
+        self.entries: list[Entry] = []
+        self._starts: list[int] = []
+
+    @classmethod
+    def build(cls, lines: Sequence[Line], opened: Opened, *, readonly: bool) -> Table:
+        """Check the lines and make their targets. TableError, with nothing held, when one is refused."""
+        table = cls(opened, readonly)
+        try:
+            check_layout(lines)
+            for index, line in enumerate(lines, 1):
+                try:
+                    table._add(line, len(lines))
+                except TableError:
+                    raise
+                except OSError as error:
+                    text = f"table line {index}: {line.type}: {error.strerror}"
+                    raise TableError(error.errno or errno.EINVAL, text) from error
+        except BaseException:
+            table.close()
+            raise
+        return table
+
+    def _add(self, line: Line, lines: int) -> None:
+        kind = find_target(line.type)
+        if kind.singleton and lines > 1:
+            raise TargetError(errno.EINVAL, f"must be the only line of its table, which has {lines}")
+        context = self.opened.context(line.start, line.length, self.readonly)
+        target = kind(context, split_arguments(line.params))
+        self.lines.append(line)
+        self.entries.append(Entry(line.start, line.length, target))
+        self._starts.append(line.start * SECTOR)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        last = self.entries[-1] if self.entries else None
+        return 0 if last is None else (last.start + last.length) * SECTOR
+
+    @property
+    def granule(self) -> int:
+        return min(entry.target.granule for entry in self.entries)
+
+    @property
+    def discard_granularity(self) -> int:
+        return max(entry.target.discard_granularity for entry in self.entries)
+
+    @property
+    def places(self) -> list[Place]:
+        """What the table stands on, once each, in the order of the kernel's deps."""
+        found: dict[int, Place] = {}
+        for entry in self.entries:
+            for place in entry.target.places:
+                found.setdefault(id(place), place)
+        return list(found.values())
+
+    def deps(self) -> list[tuple[int, int]]:
+        """Device numbers of what the table stands on; a regular file has none."""
+        numbers = (self.opened.devno(place) for place in self.places)
+        return [number for number in numbers if number is not None]
+
+    def references(self) -> list[dict[str, Any]]:
+        """How each path of the table was resolved, for a state file; see Opened."""
+        return self.opened.references()
+
+    def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        """Segments for a range of bytes inside of the table."""
+        entries, starts = self.entries, self._starts
+        if len(entries) == 1:
+            return entries[0].target.resolve(offset, length, intent)
+        out: list[Segment] = []
+        index = bisect_right(starts, offset) - 1
+        end = offset + length
+        while offset < end:
+            entry = entries[index]
+            piece = min(end, starts[index] + entry.length * SECTOR) - offset
+            out.extend(entry.target.resolve(offset - starts[index], piece, intent))
+            offset += piece
+            index += 1
+        return out
+
+    def above(self, place: Place, offset: int, length: int) -> list[tuple[int, int]]:
+        """Which bytes of the table lie on these bytes of ``place``, as (offset, length) pairs."""
+        found: list[tuple[int, int]] = []
+        for entry, start in zip(self.entries, self._starts, strict=True):
+            if any(mine is place for mine in entry.target.places):
+                found += [(start + low, size) for low, size in entry.target.above(place, offset, length)]
+        return found
+
+    def flush(self) -> None:
+        """Flush everything below, each thing once. The first error is raised when all have been tried."""
+        points: dict[int, Flushable] = {}
+        for entry in self.entries:
+            for point in entry.target.flush_points():
+                points.setdefault(id(point), point)
+        failure: OSError | None = None
+        for point in points.values():
+            try:
+                point.flush()
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        """Close the targets, the last first, and release what they stand on. The first error is raised at the end."""
+        failure: OSError | None = None
+        while self.entries:
+            try:
+                self.entries.pop().target.close()
+            except OSError as error:
+                failure = failure or error
+        self.opened.release()
+        if failure is not None:
+            raise failure

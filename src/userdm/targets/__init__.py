@@ -1,0 +1,1 @@
+"""One file per target driver: a table line in, segments out."""

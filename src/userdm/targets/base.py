@@ -1,0 +1,156 @@
+"""What every target driver is: a class that is declared, then registered, and whose module's text is its manual.
+
+Tables count in sectors, `resolve` in bytes from the target's own start.
+Follows struct target_type of <linux/device-mapper.h>.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from userdm.segment import SECTOR, Intent, Place, Segment
+from userdm.storage import Storage
+from userdm.thin.host import Host
+
+DEFAULT_GRANULE = 1 << 20
+
+
+class TargetError(OSError):
+    """A wrong table line or message: errno, and a text that names argument, value and what is allowed."""
+
+
+class Context(Protocol):
+    """The table line's surroundings, given to a target's constructor. ``start`` and ``length`` are in sectors."""
+
+    start: int
+    length: int
+    readonly: bool
+
+    @property
+    def host(self) -> Host:
+        """The mapped device that the table is for."""
+        ...
+
+    def open(self, argument: str, value: str) -> Place:
+        """The storage or mapped device that ``value`` names, held until the table is destroyed.
+
+        ``argument`` is what a message calls it. Errors: ENODEV for no such device, EBUSY for one in use, EINVAL
+        for the device itself or one that needs it.
+        """
+        ...
+
+    def storage(self, place: Place) -> Storage:
+        """The place as storage: itself, or a mapped device read and written through its own table."""
+        ...
+
+    def describe(self, place: Place) -> str:
+        """How a table line prints the place: major:minor, or the path of a regular file."""
+        ...
+
+    def live_target(self, place: Place) -> Target | None:
+        """The only target of the mapped device's live table; None when there is no such thing."""
+        ...
+
+
+class Target:
+    """Base of the target drivers. A constructor raises TargetError and must then hold nothing."""
+
+    name: ClassVar[str]
+    version: ClassVar[tuple[int, int, int]]
+    syntax: ClassVar[str]
+    singleton: ClassVar[bool] = False
+    """The only line of its table."""
+    immutable: ClassVar[bool] = False
+    """A live table of this type is replaced by the same type only."""
+
+    def __init__(self, context: Context, arguments: Sequence[str]) -> None:
+        self.context = context
+        self.length = context.length
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """What the target stands on, in the order of the kernel's deps."""
+        return ()
+
+    @property
+    def granule(self) -> int:
+        """Bytes: answers are worth keeping in pieces of this size."""
+        sizes = (getattr(place, "granularity", None) or DEFAULT_GRANULE for place in self.places)
+        return min(sizes, default=DEFAULT_GRANULE)
+
+    @property
+    def discard_granularity(self) -> int:
+        """Bytes."""
+        return max((getattr(place, "granularity", None) or 4096 for place in self.places), default=4096)
+
+    def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        raise NotImplementedError
+
+    def above(self, place: Place, offset: int, length: int) -> Iterable[tuple[int, int]]:
+        """Which of the target's own bytes lie on these bytes of ``place``: (offset, length) pairs; more is allowed."""
+        return [(0, self.length * SECTOR)]
+
+    def flush_points(self) -> Sequence[Flushable]:
+        """What must be flushed for a flush of the target."""
+        return [place for place in self.places if isinstance(place, Flushable)]
+
+    def table_line(self) -> str:
+        """The arguments, as ``dmsetup table`` prints them."""
+        raise NotImplementedError
+
+    def status_line(self, *, noflush: bool = False) -> str:
+        """As ``dmsetup status`` prints it; most targets have nothing to say."""
+        return ""
+
+    def message(self, arguments: Sequence[str], *, force: bool = False) -> str | None:
+        raise TargetError(errno.EINVAL, f"message {' '.join(arguments)!r}: target {self.name} takes no messages")
+
+    # In the order in which the kernel calls them. A resume that fails leaves the device suspended.
+
+    def presuspend(self) -> None: ...
+
+    def postsuspend(self) -> None: ...
+
+    def preresume(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None:
+        """The table is destroyed; the places are released by whoever opened them."""
+
+
+@runtime_checkable
+class Flushable(Protocol):
+    def flush(self) -> None: ...
+
+
+def number(argument: str, value: str, low: int, high: int, *, what: str = "") -> int:
+    """A decimal argument of a table line. EINVAL names it, its value and what is allowed."""
+    if value.isascii() and value.isdigit() and len(value) <= 20 and low <= int(value) <= high:
+        return int(value)
+    allowed = what or f"a number from {low} to {high}"
+    raise TargetError(errno.EINVAL, f"{argument} {value!r}: must be {allowed}")
+
+
+def count(arguments: Sequence[str], low: int, high: int | None, syntax: str) -> None:
+    """Check how many arguments there are."""
+    if low <= len(arguments) and (high is None or len(arguments) <= high):
+        return
+    wanted = str(low) if high == low else f"{low} or more" if high is None else f"{low} to {high}"
+    raise TargetError(errno.EINVAL, f"{len(arguments)} arguments, must be {wanted}: {syntax or 'none'}")
+
+
+def check_area(context: Context, argument: str, value: str, place: Place, start: int, length: int) -> None:
+    """Sectors ``start`` to ``start + length`` must lie on the place (EINVAL), as dm-table.c asks of every device."""
+    sectors = place.size // SECTOR
+    if start + length > sectors:
+        raise TargetError(
+            errno.EINVAL,
+            f"{argument} {value!r} is too small for the target: sectors {start} to {start + length} wanted, "
+            f"it has {sectors}",
+        )
+
+
+MAX_SECTOR = (1 << 63) // SECTOR - 1

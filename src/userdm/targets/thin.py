@@ -1,0 +1,94 @@
+"""thin: a volume of a thin pool.
+
+Table line:
+
+    <start> <length> thin <pool device> <device id> [<external origin device>]
+
+The device id is one that a create_thin or create_snap message made. A volume takes a block of the pool when it is first
+written; what was never written reads as zeros, or as the external origin, which is never written.
+Any length is allowed, shorter or longer than at any other time.
+
+Status: <sectors mapped> <highest mapped sector>, or ``-`` for the second while nothing is mapped.
+Kernel document: Documentation/admin-guide/device-mapper/thin-provisioning.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from userdm.segment import SECTOR, Intent, Place, Segment
+from userdm.targets.base import Context, Flushable, Target, TargetError, count
+from userdm.targets.thin_pool import MAX_DEV_ID, ThinPool
+from userdm.thin.pool import Pool
+
+
+class Thin(Target):
+    """One volume, active while its table is live."""
+
+    name = "thin"
+    version = (1, 22, 0)
+    syntax = "<pool device> <device id> [<external origin device>]"
+
+    def __init__(self, context: Context, arguments: Sequence[str]) -> None:
+        super().__init__(context, arguments)
+        count(arguments, 2, 3, self.syntax)
+        if not (arguments[1].isascii() and arguments[1].isdigit()) or int(arguments[1]) > MAX_DEV_ID:
+            raise TargetError(errno.EINVAL, f"device id {arguments[1]!r}: must be a number from 0 to {MAX_DEV_ID}")
+        self.dev_id = int(arguments[1])
+        self.origin: Place | None = None
+        if len(arguments) == 3:
+            if arguments[2] == arguments[0]:
+                raise TargetError(errno.EINVAL, f"external origin device {arguments[2]!r}: must not be the pool device")
+            self.origin = context.open("external origin device", arguments[2])
+        self.pool_place = context.open("pool device", arguments[0])
+        target = context.live_target(self.pool_place)
+        if not isinstance(target, ThinPool):
+            raise TargetError(errno.EINVAL, f"pool device {arguments[0]!r}: has no live thin-pool table")
+        self.pool: Pool = target.pool
+        try:
+            self.volume = self.pool.open_volume(self.dev_id)
+        except OSError as error:
+            raise TargetError(error.errno, f"device id {self.dev_id}: {error.strerror}") from error
+
+    @property
+    def places(self) -> Sequence[Place]:
+        return (self.pool_place,) if self.origin is None else (self.pool_place, self.origin)
+
+    @property
+    def granule(self) -> int:
+        return self.pool.block_bytes
+
+    @property
+    def discard_granularity(self) -> int:
+        return self.pool.block_bytes
+
+    def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        return self.volume.resolve(offset, length, intent, self.origin)
+
+    def flush_points(self) -> Sequence[Flushable]:
+        return (self.pool,)
+
+    def table_line(self) -> str:
+        origin = "" if self.origin is None else f" {self.context.describe(self.origin)}"
+        return f"{self.context.describe(self.pool_place)} {self.dev_id}{origin}"
+
+    def status_line(self, *, noflush: bool = False) -> str:
+        pool = self.pool
+        with pool.lock:
+            sectors = self.volume.metadata.mapped_blocks * pool.block_sectors
+            highest = self.volume.metadata.highest_mapped()
+        return f"{sectors} {'-' if highest is None else (highest + 1) * pool.block_sectors - 1}"
+
+    def resume(self) -> None:
+        with self.pool.lock:
+            self.volume.hosts[self] = (self.context.host, self.context.start * SECTOR)
+
+    def postsuspend(self) -> None:
+        if not self.pool.readonly and self.pool.gate is None:
+            self.pool.flush()
+
+    def close(self) -> None:
+        with self.pool.lock:
+            self.volume.hosts.pop(self, None)
+        self.pool.close_volume(self.volume)

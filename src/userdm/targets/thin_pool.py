@@ -1,0 +1,256 @@
+"""thin-pool: a metadata device and a data device, from which thin volumes take their blocks.
+
+Table line:
+
+    <start> <length> thin-pool <metadata device> <data device> <data block size> <low water mark>
+        [<number of feature arguments> [<feature> ...]]
+
+``data block size`` is in sectors: a multiple of 128 (64 KiB), from 128 to 2097152 (1 GiB); ``low water mark`` is in
+data blocks. Features: skip_block_zeroing, ignore_discard, no_discard_passdown, read_only, error_if_no_space.
+A metadata device whose first 4 KiB are zeros is formatted. At most 16 GiB of it are used.
+
+Messages: create_thin ID; create_snap ID ORIGIN; delete ID; set_transaction_id OLD NEW; reserve_metadata_snap;
+release_metadata_snap. Each is committed before it returns. A create_snap of an active origin freezes its file systems
+for that moment.
+
+Status: <transaction id> <used>/<total metadata blocks> <used>/<total data blocks> <held metadata root or ->
+<ro|rw|out_of_data_space> <discard_passdown|no_discard_passdown|ignore_discard>
+<error_if_no_space|queue_if_no_space> <needs_check or -> <metadata low water mark>
+
+I/O to the pool device itself goes to the data device.
+Kernel document: Documentation/admin-guide/device-mapper/thin-provisioning.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from userdm.segment import SECTOR, Direct, Intent, Place, Segment
+from userdm.targets.base import Context, Flushable, Target, TargetError, check_area, count, number
+from userdm.thin.features import WORDS, Features
+from userdm.thin.host import Host
+from userdm.thin.pool import Pool
+
+BLOCK_MIN = 128
+BLOCK_MAX = 2097152
+MAX_DEV_ID = (1 << 24) - 1
+MAX_U64 = (1 << 64) - 1
+
+
+@dataclass(slots=True)
+class _Open:
+    """A pool, the mapped device that opened it, and how many tables of that device use it.
+
+    Without a pool it is being opened or closed, outside of the lock: a slow disk holds up nobody else.
+    """
+
+    pool: Pool | None
+    host: Host
+    users: int
+
+
+_pools: dict[int, _Open] = {}
+"""Open pools by the id() of their metadata device, which they hold."""
+_pools_lock = threading.Lock()
+
+
+class ThinPool(Target):
+    """The only line of its table; a live pool is replaced by a table of the same pool only."""
+
+    name = "thin-pool"
+    version = (1, 22, 0)
+    syntax = "<metadata device> <data device> <data block size> <low water mark> [<#features> [<feature> ...]]"
+    singleton = True
+    immutable = True
+
+    def __init__(self, context: Context, arguments: Sequence[str]) -> None:
+        super().__init__(context, arguments)
+        count(arguments, 4, None, self.syntax)
+        block = number(
+            "data block size",
+            arguments[2],
+            BLOCK_MIN,
+            BLOCK_MAX,
+            what=f"a number of sectors from {BLOCK_MIN} to {BLOCK_MAX}, a multiple of {BLOCK_MIN}",
+        )
+        if block % BLOCK_MIN:
+            raise TargetError(errno.EINVAL, f"data block size {arguments[2]!r}: must be a multiple of {BLOCK_MIN}")
+        self.low_water = number("low water mark", arguments[3], 0, MAX_U64)
+        self.features = _features(arguments[4:])
+        if context.readonly:
+            self.features = replace(self.features, read_only=True)
+        self.metadata_place = context.open("metadata device", arguments[0])
+        self.data = context.open("data device", arguments[1])
+        if self.data is self.metadata_place:
+            raise TargetError(errno.EINVAL, f"data device {arguments[1]!r}: is the metadata device, must be another")
+        check_area(context, "data device", arguments[1], self.data, 0, self.length)
+        self.block_sectors = block
+        self.pool = self._find_or_open(arguments)
+
+    def _find_or_open(self, arguments: Sequence[str]) -> Pool:
+        host = self.context.host
+        key = id(self.metadata_place)
+        with _pools_lock:
+            found = _pools.get(key)
+            if found is not None:
+                return self._share(found, host, arguments)
+            mine = _pools[key] = _Open(None, host, 1)
+        try:
+            mine.pool = self._open()
+        except BaseException:
+            with _pools_lock:
+                del _pools[key]
+            raise
+        return mine.pool
+
+    def _share(self, found: _Open, host: Host, arguments: Sequence[str]) -> Pool:
+        """Another table of the device that has the pool open."""
+        if found.host is not host or found.pool is None:
+            raise TargetError(errno.EBUSY, f"metadata device {arguments[0]!r}: already in use by a pool")
+        if found.pool.data is not self.data:
+            raise TargetError(errno.EBUSY, f"data device {arguments[1]!r}: must be the one that the pool has")
+        if found.pool.block_sectors != self.block_sectors:
+            raise TargetError(
+                errno.EINVAL,
+                f"data block size {arguments[2]!r}: must be {found.pool.block_sectors} sectors, as the pool has",
+            )
+        found.users += 1
+        return found.pool
+
+    def _open(self) -> Pool:
+        storage = self.context.storage(self.metadata_place)
+        try:
+            return Pool(storage, self.data, self.context.storage(self.data), self.block_sectors)
+        except OSError as error:
+            raise TargetError(error.errno, f"metadata device: {error.strerror}") from error
+
+    @property
+    def places(self) -> Sequence[Place]:
+        return (self.data, self.metadata_place)
+
+    @property
+    def granule(self) -> int:
+        return self.block_sectors * SECTOR
+
+    @property
+    def discard_granularity(self) -> int:
+        return self.block_sectors * SECTOR
+
+    def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        return (Direct(length, self.data, offset),)
+
+    def above(self, place: Place, offset: int, length: int) -> Iterable[tuple[int, int]]:
+        return [(offset, length)] if place is self.data else []
+
+    def flush_points(self) -> Sequence[Flushable]:
+        return (self.pool,)
+
+    def table_line(self) -> str:
+        words = self.features.words()
+        listed = "".join(f"{word} " for word in words)
+        where = f"{self.context.describe(self.metadata_place)} {self.context.describe(self.data)}"
+        return f"{where} {self.block_sectors} {self.low_water} {len(words)} {listed}"
+
+    def status_line(self, *, noflush: bool = False) -> str:
+        pool = self.pool
+        if not noflush and not pool.readonly and pool.gate is None:
+            pool.commit()
+        with pool.lock:
+            used_metadata, metadata, used_data, data = pool.used()
+            root = pool.metadata.held_root or "-"
+            discards = "ignore_discard" if not pool.features.discard else "discard_passdown"
+            if discards == "discard_passdown" and not pool.features.passdown:
+                discards = "no_discard_passdown"
+            full = "error_if_no_space" if pool.features.error_if_no_space else "queue_if_no_space"
+            check = "needs_check" if pool.metadata.needs_check else "-"
+            return (
+                f"{pool.metadata.transaction_id} {used_metadata}/{metadata} {used_data}/{data} {root} "
+                f"{pool.mode} {discards} {full} {check} {_metadata_low_water(metadata)} "
+            )
+
+    def message(self, arguments: Sequence[str], *, force: bool = False) -> str | None:
+        pool = self.pool
+        if pool.readonly:
+            raise TargetError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY mode")
+        match list(arguments):
+            case ["create_thin", dev_id]:
+                pool.create_thin(_dev_id("device id", dev_id))
+            case ["create_snap", dev_id, origin]:
+                pool.create_snap(_dev_id("device id", dev_id), _dev_id("origin id", origin), force=force)
+            case ["delete", dev_id]:
+                pool.delete(_dev_id("device id", dev_id))
+            case ["set_transaction_id", old, new]:
+                pool.set_transaction_id(number("old id", old, 0, MAX_U64), number("new id", new, 0, MAX_U64))
+            case ["reserve_metadata_snap"]:
+                pool.reserve_metadata_snap()
+            case ["release_metadata_snap"]:
+                pool.release_metadata_snap()
+            case _:
+                raise TargetError(
+                    errno.EINVAL,
+                    f"message {' '.join(arguments)!r}: must be one of create_thin ID, create_snap ID ORIGIN, "
+                    "delete ID, set_transaction_id OLD NEW, reserve_metadata_snap, release_metadata_snap",
+                )
+        return None
+
+    def presuspend(self) -> None:
+        self.pool.suspend()
+
+    def postsuspend(self) -> None:
+        if not self.pool.readonly:
+            self.pool.commit()
+
+    def preresume(self) -> None:
+        pool = self.pool
+        pool.features = self.features
+        pool.low_water_blocks = self.low_water
+        pool.on_event = self.context.host.event
+        blocks = self.length // self.block_sectors
+        if not pool.readonly or blocks < pool.metadata.nr_data_blocks:
+            pool.resize(blocks)
+
+    def resume(self) -> None:
+        self.pool.resume()
+
+    def close(self) -> None:
+        key = id(self.metadata_place)
+        with _pools_lock:
+            mine = _pools[key]
+            mine.users -= 1
+            if mine.users:
+                return
+            mine.pool = None
+        try:
+            self.pool.close()
+        finally:
+            with _pools_lock:
+                del _pools[key]
+
+
+def _features(arguments: Sequence[str]) -> Features:
+    if not arguments:
+        return Features()
+    wanted = number("number of feature arguments", arguments[0], 0, len(WORDS))
+    words = arguments[1:]
+    if len(words) != wanted:
+        raise TargetError(
+            errno.EINVAL, f"number of feature arguments {wanted}: must be {len(words)}, those that follow"
+        )
+    features = Features()
+    for word in words:
+        if word not in WORDS:
+            raise TargetError(errno.EINVAL, f"feature {word!r}: must be one of {', '.join(WORDS)}")
+        features = replace(features, **WORDS[word])
+    return features
+
+
+def _dev_id(argument: str, value: str) -> int:
+    return number(argument, value, 0, MAX_DEV_ID)
+
+
+def _metadata_low_water(blocks: int) -> int:
+    """Metadata blocks below which the kernel sends an event: a quarter of the device, at most 4 MiB of it."""
+    return min(1024, blocks // 4)

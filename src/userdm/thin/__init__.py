@@ -1,0 +1,1 @@
+"""The pool: superblock, devices, allocation, snapshots, commit, space, modes."""
