@@ -1,0 +1,1 @@
+"""What is done to a pool from outside: check, dump, restore, repair."""
