@@ -37,6 +37,10 @@ WANTED = (
 """What is asked for where it is offered. ATOMIC_O_TRUNC: open(O_TRUNC), as dd and the shell do it, then comes as a
 flag, and is ignored as a block device ignores it; as a SETATTR it could not be told from ftruncate(2)."""
 
+_OPENED = protocol.OPENED_DIRECT_IO | protocol.OPENED_NOFLUSH | protocol.OPENED_PARALLEL_DIRECT_WRITES
+"""NOFLUSH, and no answer to FLUSH, which older kernels then send once: nothing is kept that a close could write, and a
+close must never wait for us, since our own process, or a child just forked from it, may be the one that closes."""
+
 Answer = bytes | memoryview | None
 """A body; a view that has the answer's header room before it; None when there is no answer at all."""
 
@@ -68,7 +72,6 @@ class File:
             Op.STATFS: self._statfs,
             Op.RELEASE: self._release,
             Op.FSYNC: self._fsync,
-            Op.FLUSH: self._nothing,
             Op.ACCESS: self._nothing,
             Op.DESTROY: self._nothing,
             Op.FALLOCATE: self._fallocate,

@@ -18,19 +18,28 @@ _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 1
 _S_IFMT, _S_IFBLK = 0o170000, 0o060000
-_STATX = struct.Struct("=28xH98xII120x")
-"""Of struct statx: mode, rdev major and minor"""
+_STATX = struct.Struct("=28xH98xIIII112x")
+"""Of struct statx: mode, rdev major and minor, dev major and minor"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def leads_to(path: str, devno: tuple[int, int]) -> bool:
     """Whether ``path`` is a node of the block device, as far as the kernel knows without asking a file server."""
+    mode, *numbers = _statx(path)
+    return mode & _S_IFMT == _S_IFBLK and (numbers[0], numbers[1]) == devno
+
+
+def _superblock_of(path: str) -> tuple[int, int]:
+    numbers = _statx(path)
+    return numbers[3], numbers[4]
+
+
+def _statx(path: str) -> tuple[int, ...]:
+    """The fields of _STATX, zeros for what cannot be reached."""
     found = ctypes.create_string_buffer(_STATX.size)
-    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_TYPE, found) != 0:
-        return False
-    mode, major, minor = _STATX.unpack(found)
-    return mode & _S_IFMT == _S_IFBLK and (major, minor) == devno
+    _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_TYPE, found)
+    return _STATX.unpack(found)
 
 
 def descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, str]]:
@@ -50,6 +59,19 @@ def descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, str]]:
             # sockets, pipes and the like have no path
             if path.startswith("/") and leads_to(link, devno):
                 yield pid, path
+
+
+def paths_in(superblock: tuple[int, int]) -> Iterator[str]:
+    """Names in /proc of what processes have open in a file system, mounted or not; not its device, if it has one."""
+    for pid in mountinfo.pids():
+        folder = f"/proc/{pid}"
+        try:
+            links = [f"{folder}/cwd", f"{folder}/root", *(f"{folder}/fd/{name}" for name in os.listdir(f"{folder}/fd"))]
+        except OSError:
+            continue
+        for link in links:
+            if _superblock_of(link) == superblock:
+                yield link
 
 
 def loops_bound() -> Iterator[tuple[str, str]]:
