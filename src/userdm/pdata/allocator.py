@@ -78,9 +78,9 @@ class Allocator:
         """Never hand these out. They are not free, or else `forget` comes after."""
         self._withheld.add(block, count)
 
-    def withheld(self, block: int, count: int) -> int:
-        """How many of these are withheld."""
-        return self._withheld.count(block, count)
+    def withheld(self, block: int, count: int) -> bool:
+        """Whether any of these is withheld."""
+        return self._withheld.any(block, count)
 
     def release(self, block: int, count: int) -> None:
         """These may be handed out, as soon as their count is zero."""

@@ -10,7 +10,7 @@ and whole-block integers, never by a loop over entries.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from userdm.pdata.block import BITMAP_SALT, BLOCK_SIZE, Block
 
@@ -111,23 +111,30 @@ class Mask:
             else:
                 self.pages.pop(page, None)
 
-    def count(self, block: int, count: int) -> int:
-        """How many of these blocks are members."""
-        found = 0
+    def any(self, block: int, count: int) -> bool:
+        """Whether one of these blocks is a member."""
+        return any(
+            self.pages.get(page, 0) >> 2 * start & (1 << 2 * (end - start)) - 1
+            for page, start, end in split(block, count)
+        )
+
+    def all(self, block: int, count: int) -> bool:
+        """Whether all of them are."""
         for page, start, end in split(block, count):
-            bits = self.pages.get(page, 0) >> 2 * start & (1 << 2 * (end - start)) - 1
-            found += bin(bits).count("1") // 2 if bits else 0
-        return found
-
-    def clear(self) -> None:
-        self.pages.clear()
+            bits = (1 << 2 * (end - start)) - 1
+            if self.pages.get(page, 0) >> 2 * start & bits != bits:
+                return False
+        return True
 
 
-def split(block: int, count: int) -> Iterator[tuple[int, int, int]]:
+def split(block: int, count: int) -> Sequence[tuple[int, int, int]]:
     """A run of blocks as (bitmap, first entry, end entry) pieces."""
-    end = block + count
-    while block < end:
-        page, start = divmod(block, ENTRIES)
-        piece = min(end - block, ENTRIES - start)
-        yield page, start, start + piece
-        block += piece
+    page, start = divmod(block, ENTRIES)
+    if start + count <= ENTRIES:
+        return ((page, start, start + count),)
+    pieces = []
+    while count > 0:
+        piece = min(count, ENTRIES - start)
+        pieces.append((page, start, start + piece))
+        page, start, count = page + 1, 0, count - piece
+    return pieces

@@ -6,7 +6,6 @@ a third of their entries, as the kernel and thin_check want it.
 
 from __future__ import annotations
 
-import errno
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -156,9 +155,8 @@ class BTree:
 
         ``replaced`` is told of the entries whose values go; without it they are no reference to anything.
         """
+        values = memoryview(values)
         count = len(values) // self._size
-        if key + count - 1 > MAX_KEY:
-            raise OSError(errno.EINVAL, f"key {key + count - 1} is above the highest, {MAX_KEY}")
         done = 0
         while done < count:
             root, more = self._insert_piece(root, key + done, values[done * self._size :], replaced)
@@ -194,7 +192,7 @@ class BTree:
         self,
         root: int,
         key: int,
-        values: bytes | memoryview,
+        values: memoryview,
         replaced: Callable[[Node, int, int], None] | None,
     ) -> tuple[int, int]:
         """Insert what belongs in one leaf: (new root, how many)."""

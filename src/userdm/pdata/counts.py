@@ -173,7 +173,11 @@ class Counts:
         self._check_range(block, 1)
         page, at = divmod(block, ENTRIES)
         entry, bitmap = self.writable(page)
-        old = bitmap.get(at)
+        self._set(entry, bitmap, block, bitmap.get(at), count)
+
+    def _set(self, entry: IndexEntry, bitmap: Bitmap, block: int, old: int, count: int) -> None:
+        """Set one count; ``old`` is what the bitmap has."""
+        at = block % ENTRIES
         bitmap.set(at, min(count, MANY))
         if count >= MANY or old == MANY:
             self.many[block] = count
@@ -185,13 +189,15 @@ class Counts:
         self._check_range(block, count)
         for page, start, end in split(block, count):
             entry, bitmap = self.writable(page)
-            old = bitmap.counts(start, end)
             base = page * ENTRIES + start
+            if end - start == 1:
+                first = bitmap.get(start)
+                self._set(entry, bitmap, base, first, (self._many(base) if first == MANY else first) + 1)
+                continue
+            old = bitmap.counts(start, end)
             for match in _TWO_OR_MORE.finditer(old):
                 at = match.start()
                 value = self._many(base + at) + 1 if old[at] == MANY else MANY
-                if value > MAX_COUNT:
-                    raise corrupt(self.overflow_root, f"the count of block {base + at} is at its limit")
                 self.many[base + at] = value
             bitmap.store(start, old.translate(_INC))
             zeros = old.count(0)
@@ -204,8 +210,14 @@ class Counts:
         freed: list[tuple[int, int]] = []
         for page, start, end in split(block, count):
             entry, bitmap = self.writable(page)
-            old = bitmap.counts(start, end)
             base = page * ENTRIES + start
+            if end - start == 1 and (first := bitmap.get(start)):
+                count = (self._many(base) if first == MANY else first) - 1
+                self._set(entry, bitmap, base, first, count)
+                if count == 0:
+                    freed.append((base, 1))
+                continue
+            old = bitmap.counts(start, end)
             if 0 in old:
                 raise corrupt(bitmap.blocknr, f"the count of block {base + old.index(0)} is 0, so it cannot be in use")
             new = old.translate(_DEC)

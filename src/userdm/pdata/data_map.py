@@ -104,9 +104,7 @@ class DataSpaceMap:
         self.nr_reserved += count
 
     def unreserve(self, block: int, count: int) -> None:
-        self._check(block, count)
-        if self._reserved.count(block, count) != count:
-            raise OSError(errno.EINVAL, f"data blocks {block}+{count} are not all reserved")
+        self.check_reserved(block, count)
         self._reserved.remove(block, count)
         self.nr_reserved -= count
         self._allocator.release(block, count)
@@ -117,7 +115,7 @@ class DataSpaceMap:
 
     def check_reserved(self, block: int, count: int) -> None:
         self._check(block, count)
-        if self._reserved.count(block, count) != count:
+        if not self._reserved.all(block, count):
             raise OSError(errno.EINVAL, f"data blocks {block}+{count} are not all reserved")
 
     # references

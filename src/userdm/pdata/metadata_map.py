@@ -79,7 +79,8 @@ class MetadataSpaceMap:
         self._allocator = Allocator(self.counts)
         self._changed: dict[int, int] = {}
         """Counts that the bitmaps do not know yet."""
-        self._used = root.nr_allocated
+        self.nr_used = root.nr_allocated
+        """Blocks with a reference."""
         self._freed: list[int] = []
         self._held = 0
         """Blocks with count zero that are still needed by what is on disk."""
@@ -98,7 +99,7 @@ class MetadataSpaceMap:
     def _use(self, blocknr: int) -> None:
         self._allocator.withhold(blocknr, 1)
         self._changed[blocknr] = 1
-        self._used += 1
+        self.nr_used += 1
 
     def _add_bitmaps(self, pages: range, blocknr: int) -> None:
         """New bitmaps in blocks from ``blocknr`` on, which are known to be free."""
@@ -115,12 +116,12 @@ class MetadataSpaceMap:
     @property
     def nr_free(self) -> int:
         """Blocks that can be allocated at this moment."""
-        return self.counts.nr_blocks - self._used - self._held
+        return self.counts.nr_blocks - self.nr_used - self._held
 
     @property
     def nr_copied_at_most(self) -> int:
         """Blocks that this transaction can still make copies of."""
-        return self._used - len(self.tx.fresh)
+        return self.nr_used - len(self.tx.fresh)
 
     @property
     def fold_need(self) -> int:
@@ -144,11 +145,11 @@ class MetadataSpaceMap:
         if run is None:
             raise OSError(
                 errno.ENOSPC,
-                f"no free metadata block: of {self.nr_blocks}, {self._used} are in use, "
+                f"no free metadata block: of {self.nr_blocks}, {self.nr_used} are in use, "
                 f"{self._held} wait for the commit that frees them",
             )
         self._changed[run[0]] = 1
-        self._used += 1
+        self.nr_used += 1
         return run[0]
 
     def inc(self, blocknr: int) -> None:
@@ -159,7 +160,7 @@ class MetadataSpaceMap:
         count = self._changed[blocknr] = self._referenced(blocknr) - 1
         if count:
             return
-        self._used -= 1
+        self.nr_used -= 1
         if reuse:
             self._allocator.release(blocknr, 1)
             return

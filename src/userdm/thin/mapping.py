@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from userdm.pdata.block import corrupt
-from userdm.pdata.btree import BTree, ValueType
+from userdm.pdata.btree import MAX_KEY, BTree, ValueType
 from userdm.pdata.data_map import DataSpaceMap
 from userdm.pdata.node import Node
 from userdm.pdata.prune import delete, remove
@@ -188,6 +188,8 @@ class ThinMetadata:
         self._check()
         pool.check_writable()
         pool.data.check_reserved(pblock, length)
+        if not 0 <= vblock <= MAX_KEY + 1 - length:
+            raise OSError(errno.EINVAL, f"blocks {vblock}+{length} do not exist: the highest is {MAX_KEY}")
         pool.room.change(length)
         with pool.all_or_broken():
             pool.own(self)

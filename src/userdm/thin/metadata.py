@@ -206,9 +206,9 @@ class PoolMetadata:
 
     def sole_reference(self, pblock: int) -> bool:
         """Whether a data block has one reference, now and in the last durable state."""
-        if self.data.counts.get(pblock) != 1 or self.data.dropped.count(pblock, 1):
+        if self.data.counts.get(pblock) != 1 or self.data.dropped.any(pblock, 1):
             return False
-        return self._sealed is None or not self._sealed.dropped_data.count(pblock, 1)
+        return self._sealed is None or not self._sealed.dropped_data.any(pblock, 1)
 
     def devices(self) -> Iterator[tuple[int, Details]]:
         """Every thin device in order: (device id, details)."""

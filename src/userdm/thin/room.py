@@ -47,15 +47,22 @@ class Room:
         """Blocks that the commit may take, when ``many`` counts change that are or come above two."""
         pool = self._pool
         pending = len(pool.data.counts.many)
-        overflow = pending + many
-        if overflow:
-            overflow = min(PATH * overflow, self._overflow_nodes())
-        grown = pending + (0 if freeing else many)
-        if grown:
-            overflow += grown // LEAF_LEAST + PATH
+        overflow = 0
+        if pending + many:
+            nodes = self._overflow_nodes()
+            overflow = min(PATH * (pending + many), nodes)
+            grown = pending + (0 if freeing else many)
+            # each node may split for one entry more, and then has room for many
+            overflow += min(grown, nodes + grown // LEAF_LEAST) + PATH
         entries = pool.data.counts.nr_changed + pool.nr_touched + 1
         copies = min(PATH * entries + overflow, pool.space.nr_copied_at_most + overflow)
         return pool.space.fold_need + copies + entries // 28 + PATH
+
+    def _ample(self, blocks: int) -> bool:
+        """Whether everything could be copied, by the change and by the commit again, and more."""
+        space = self._pool.space
+        spare = space.nr_free - 2 * space.nr_used - self.reserve
+        return spare > 1024 + blocks + len(self._pool.data.counts.many)
 
     def want(self, copies: int, growth: int, *, many: int = 0, freeing: bool = False) -> None:
         """ENOSPC unless ``copies`` blocks can be copied and ``growth`` added."""
@@ -73,11 +80,13 @@ class Room:
 
     def change(self, blocks: int, *, freeing: bool = False) -> None:
         """ENOSPC unless a run of so many blocks can be mapped, or so many mapped ones in a range be unmapped."""
+        if self._ample(blocks):
+            return
         leaves = blocks // LEAF_LEAST + 2
         # each block of a shared leaf gets an owner, and any of them may have a bitmap of its own
         counted = leaves * LEAF_MOST
         bitmaps = min(counted, -(-self._pool.nr_data_blocks // ENTRIES))
-        growth = 0 if freeing else leaves + PATH
+        growth = 0 if freeing else 2 * leaves + PATH
         self.want(4 * PATH + leaves + bitmaps, growth, many=counted, freeing=freeing)
 
     def grow(self, nr_blocks: int) -> None:
