@@ -26,7 +26,7 @@ def texts(room: int) -> st.SearchStrategy[str]:
     return raw.map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 
 
-RECORDS = st.lists(st.tuples(U64, U64, texts(tables.TYPE_LEN), texts(80)), max_size=8)
+RECORDS = st.lists(st.tuples(U64, U64, texts(dm_ioctl.TYPE_LEN), texts(80)), max_size=8)
 
 
 def equal(one: Header, other: Header) -> bool:

@@ -16,6 +16,7 @@ shorter than the ``data_size`` in its header: the rest of the client's buffer is
 
 from __future__ import annotations
 
+import os
 from _socket import SO_PEERCRED, SOL_SOCKET
 from errno import ECONNRESET, EPROTO
 from struct import Struct
@@ -42,6 +43,35 @@ _GREETING = Struct("<4si")
 _REQUEST = Struct("<4sHHII")
 _REPLY = Struct("<iII")
 _CREDENTIALS = Struct("=iII")
+
+
+MAX_ADDRESS = 107
+"""Bytes that a path may have as a socket's address."""
+
+
+def connect(sock: socket, path: str) -> None:
+    """connect(2), also to a path that is too long for an address."""
+    with ShortPath(path) as address:
+        sock.connect(address)
+
+
+class ShortPath:
+    """``with ShortPath(path) as address``: a name of the path that fits a socket's address."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> str:
+        if len(os.fsencode(self._path)) <= MAX_ADDRESS:
+            return self._path
+        folder, _, name = self._path.rpartition("/")
+        self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}/{name}"
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def _receive(sock: socket, length: int) -> bytes:

@@ -1,0 +1,21 @@
+"""deps: the devices that a live table stands on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from userdm.cli.blockdev import namer
+from userdm.cli.session import Session
+
+
+def deps(session: Session) -> None:
+    name_of = namer(session)
+    for device, prefix in session.each():
+        act = partial(session.control.deps, device, inactive=session.flag("inactive"))
+        _, numbers = session.ioctl("deps", device, act)
+        session.report(device)
+        listed = "".join(f" ({name_of(number) or '%d, %d' % number})" for number in numbers)
+        session.write(f"{prefix}{len(numbers)} dependencies\t:{listed}\n")
+
+
+VERBS = {"deps": deps}

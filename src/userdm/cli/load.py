@@ -1,0 +1,23 @@
+"""load (reload), clear: the inactive table."""
+
+from __future__ import annotations
+
+from userdm.cli.session import Session
+from userdm.cli.tabletext import read_table
+
+
+def load(session: Session) -> None:
+    device = session.take("Please specify device.")
+    lines = read_table(session, session.arguments)
+    readonly = session.flag("readonly")
+    session.ioctl("reload", device, lambda: session.control.load(device, lines, readonly=readonly))
+    session.report(device)
+
+
+def clear(session: Session) -> None:
+    for device in session.wanted():
+        session.ioctl("clear", device, lambda device=device: session.control.clear(device))  # type: ignore[misc]
+        session.report(device)
+
+
+VERBS = {"load": load, "reload": load, "clear": clear}

@@ -1,0 +1,26 @@
+"""suspend, resume."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from userdm.cli.session import Session
+
+
+def suspend(session: Session) -> None:
+    _each(session, "suspend")
+
+
+def resume(session: Session) -> None:
+    _each(session, "resume")
+
+
+def _each(session: Session, word: str) -> None:
+    act = session.control.suspend if word == "suspend" else session.control.resume
+    flush, lockfs = not session.flag("noflush"), not session.flag("nolockfs")
+    for device in session.wanted():
+        session.ioctl(word, device, partial(act, device, flush=flush, lockfs=lockfs))
+        session.report(device)
+
+
+VERBS = {"suspend": suspend, "resume": resume}

@@ -1,0 +1,165 @@
+"""python -m userdm.daemon [--foreground | --clear]: start this user's daemon, and return when it answers.
+
+--foreground: be the daemon. --clear: no daemon may run; clear away what a dead one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from userdm.abi import frames, runtime
+from userdm.daemon.folders import Lock, check_namespace, choose_mapper_dir, make_runtime_dir
+from userdm.daemon.log import last_lines, open_log
+
+START_SECONDS = 60.0
+PING_SECONDS = 3.0
+
+log = logging.getLogger("userdm.daemon")
+
+
+def answers(runtime_dir: Path) -> bool:
+    """Whether a daemon says hello; ETIMEDOUT when there is one and it does not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(PING_SECONDS)
+        try:
+            frames.connect(sock, str(runtime_dir / runtime.CONTROL))
+            frames.receive_greeting(sock)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, f"the daemon of {runtime_dir} does not answer") from None
+        except OSError:
+            return False
+    return True
+
+
+def take_lock(runtime_dir: Path) -> Lock | None:
+    """The runtime folder's lock; None when another daemon has it and answers."""
+    lock = Lock(runtime_dir)
+    end = time.monotonic() + START_SECONDS
+    while not lock.take():
+        # it may be starting, or about to end
+        if answers(runtime_dir):
+            lock.close()
+            return None
+        if time.monotonic() > end:
+            raise OSError(
+                errno.EBUSY, f"another process has held {runtime_dir}/{runtime.LOCK} for {START_SECONDS:.0f} s"
+            )
+        time.sleep(0.05)
+    return lock
+
+
+def serve(runtime_dir: Path, ready: int | None) -> None:
+    """Be the daemon; the lock is held. ``ready``: a descriptor that is told when the socket answers."""
+    from userdm.daemon.harden import harden
+    from userdm.daemon.service import Service
+
+    harden()
+    os.umask(0o022)
+    service = Service(runtime_dir, choose_mapper_dir(runtime_dir))
+    if ready is not None:
+        os.write(ready, b"ready")
+        os.close(ready)
+    service.run()
+
+
+def main(arguments: list[str]) -> int:
+    unknown = [argument for argument in arguments if argument not in ("--foreground", "--clear")]
+    if unknown or len(arguments) > 1:
+        print(f"userdm.daemon: {' '.join(arguments)}: must be --foreground, --clear, or nothing", file=sys.stderr)
+        return 2
+    try:
+        check_namespace()
+        runtime_dir = make_runtime_dir()
+        if arguments == ["--clear"]:
+            return clear(runtime_dir)
+        if arguments == ["--foreground"]:
+            lock = take_lock(runtime_dir)
+            if lock is None:
+                raise OSError(errno.EBUSY, f"a daemon runs for {runtime_dir}")
+            open_log(runtime_dir, foreground=True)
+            serve(runtime_dir, None)
+            # a thread that is held up in a storage must not keep us
+            logging.shutdown()
+            os._exit(0)
+        return start_in_background(runtime_dir)
+    except OSError as error:
+        print(f"userdm.daemon: {describe(error)}", file=sys.stderr)
+        return 1
+
+
+def describe(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
+def clear(runtime_dir: Path) -> int:
+    """Clear what a dead daemon left; the next one brings its devices back."""
+    from userdm.export.exporter import DeviceExporter
+
+    lock = Lock(runtime_dir)
+    if not lock.take():
+        raise OSError(errno.EBUSY, f"a daemon runs for {runtime_dir}")
+    with contextlib.closing(lock):
+        exporter = DeviceExporter(runtime_dir, choose_mapper_dir(runtime_dir), as_root=os.geteuid() == 0)
+        for line in exporter.clear_stale():
+            print(line)
+        for name in (runtime.CONTROL, runtime.PID):
+            (runtime_dir / name).unlink(missing_ok=True)
+    return 0
+
+
+def start_in_background(runtime_dir: Path) -> int:
+    """Fork the daemon off, and wait until it answers; what it has to say if it does not goes to stderr."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(reading)
+        become_daemon(runtime_dir, writing)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    if said == b"ready":
+        return 0
+    print(f"userdm.daemon: {said.decode(errors='replace') or 'the daemon died while it started'}", file=sys.stderr)
+    for line in [] if said else last_lines(runtime_dir, 10):
+        print(f"  {line}", file=sys.stderr)
+    return 1
+
+
+def become_daemon(runtime_dir: Path, ready: int) -> None:
+    """In the child: leave the session, the folder and every descriptor of whoever started us. Never returns."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            if number > 2 and number != ready:
+                with contextlib.suppress(OSError):  # the one that listed them is gone by now
+                    os.close(number)
+        lock = take_lock(runtime_dir)
+        if lock is None:
+            os.write(ready, b"ready")
+        else:
+            open_log(runtime_dir, foreground=False)
+            serve(runtime_dir, ready)
+        status = 0
+    except OSError as error:
+        log.exception("start")
+        with contextlib.suppress(OSError):
+            os.write(ready, describe(error).encode(errors="replace"))
+    except BaseException:
+        log.exception("the daemon ends")
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
