@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -83,9 +82,14 @@ def test_a_whole_block_write_copies_nothing(make_pool: MakePool) -> None:
     put(base, 0, b"a" * 4 * BLOCK)
     snap = pool.create_snap(1, base)
     reads: list[int] = []
-    data = pool.device.live.entries[0].target.data  # type: ignore[union-attr, attr-defined]
+    data = pool.device.live.entries[0].target.data  # type: ignore[union-attr]
     real = data.read
-    data.read = lambda offset, view: (reads.append(offset), real(offset, view))[1]
+
+    def spy(offset: int, view: memoryview) -> None:
+        reads.append(offset)
+        real(offset, view)
+
+    data.read = spy
     put(snap, BLOCK, b"b" * 2 * BLOCK)
     assert reads == []
     put(snap, 0, b"b")
@@ -127,7 +131,7 @@ def test_discard_gives_whole_blocks_back_and_zeros_the_rest(make_pool: MakePool,
     assert base.status() == "0 -"
     assert used(pool) == 0
     pool.close()
-    assert os.stat(tmp_path / "data.img").st_blocks * 512 < 8 * BLOCK, "discards were passed down to the file"
+    assert (tmp_path / "data.img").stat().st_blocks * 512 < 8 * BLOCK, "discards were passed down to the file"
 
 
 def test_ids_and_errors(make_pool: MakePool) -> None:
