@@ -50,7 +50,7 @@ def room_of(path: Path) -> str:
 
 
 def imports(text: str, package: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import in a module of ``package``, also inside functions, relative ones resolved."""
+    """(line, dotted name) of every import in a module of ``package``, at any depth, none of them relative."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             for name in node.names:
