@@ -16,6 +16,7 @@ from userdm.abi import runtime
 from userdm.api.errors import DaemonError
 
 KILL_SECONDS = 10.0
+SETTLE_SECONDS = 2.0
 
 
 def _daemon(runtime_dir: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,15 +68,20 @@ def lock_holder(runtime_dir: str) -> int | None:
 
     EPERM when it is held by something that is no daemon of ours: that must not be killed.
     """
-    inode = _locked(runtime_dir)
-    if inode is None:
-        return None
-    path = Path(runtime_dir, runtime.PID)
-    text = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else ""
-    pid = int(text) if text.isdigit() else 0
-    if not pid or inode not in _flocks(pid) or not _is_daemon(pid):
-        raise DaemonError(errno.EPERM, f"{runtime_dir}/{runtime.LOCK} is held, and not by the {text!r} of {path}")
-    return pid
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        inode = _locked(runtime_dir)
+        if inode is None:
+            return None
+        path = Path(runtime_dir, runtime.PID)
+        text = path.read_text(encoding="ascii", errors="replace").strip() if path.exists() else ""
+        pid = int(text) if text.isdigit() else 0
+        if pid and inode in _flocks(pid) and _is_daemon(pid):
+            return pid
+        # one that has just begun has not written its number yet, one that just ends has no command line any more
+        if time.monotonic() > end:
+            raise DaemonError(errno.EPERM, f"{runtime_dir}/{runtime.LOCK} is held, and not by the {text!r} of {path}")
+        time.sleep(0.02)
 
 
 def _flocks(pid: int) -> set[int]:

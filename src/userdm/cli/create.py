@@ -17,17 +17,14 @@ def create(session: Session) -> None:
     lines = [] if session.flag("notable") else read_table(session, session.arguments[1:])
     number = session.number()
     control = session.control
-    info = session.ioctl(
-        "create",
-        Device(name, uuid=uuid),
-        lambda: control.create(name, uuid, minor=None if number is None else number[1]),
-    )
+    minor = None if number is None else number[1]
+    info = session.ioctl("create", Device(name, uuid=uuid), control.create, name, uuid, minor=minor)
     if lines:
         # by its number from here on, as libdevmapper does, so that a message has it
         device, named = Device(devno=info.devno), Device(name, devno=info.devno)
         try:
-            session.ioctl("reload", named, lambda: control.load(device, lines, readonly=session.flag("readonly")))
-            session.ioctl("resume", named, lambda: control.resume(device))
+            session.ioctl("reload", named, control.load, device, lines, readonly=session.flag("readonly"))
+            session.ioctl("resume", named, control.resume, device)
         except Failed as failed:
             raise _revert(session, device, named, failed) from None
     session.report(Device(name))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from userdm.cli.blockdev import namer
 from userdm.cli.session import Session
 
@@ -11,8 +9,7 @@ from userdm.cli.session import Session
 def deps(session: Session) -> None:
     name_of = namer(session)
     for device, prefix in session.each():
-        act = partial(session.control.deps, device, inactive=session.flag("inactive"))
-        _, numbers = session.ioctl("deps", device, act)
+        _, numbers = session.ioctl("deps", device, session.control.deps, device, inactive=session.flag("inactive"))
         session.report(device)
         listed = "".join(f" ({name_of(number) or '%d, %d' % number})" for number in numbers)
         session.write(f"{prefix}{len(numbers)} dependencies\t:{listed}\n")

@@ -10,13 +10,13 @@ def load(session: Session) -> None:
     device = session.take("Please specify device.")
     lines = read_table(session, session.arguments)
     readonly = session.flag("readonly")
-    session.ioctl("reload", device, lambda: session.control.load(device, lines, readonly=readonly))
+    session.ioctl("reload", device, session.control.load, device, lines, readonly=readonly)
     session.report(device)
 
 
 def clear(session: Session) -> None:
     for device in session.wanted():
-        session.ioctl("clear", device, lambda device=device: session.control.clear(device))  # type: ignore[misc]
+        session.ioctl("clear", device, session.control.clear, device)
         session.report(device)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from userdm.api.control import Device
 from userdm.api.names import unmangle
 from userdm.cli.blockdev import namer
@@ -21,7 +19,7 @@ def ls(session: Session) -> None:
             session.write(f"{unmangle(name)}\t({name_of(devno) or '%d:%d' % devno})\n")
             continue
         device = Device(name)
-        _, records = session.ioctl("status", device, partial(session.control.status, device, noflush=True))
+        _, records = session.ioctl("status", device, session.control.status, device, noflush=True)
         if any(kind == only for _, _, kind, _ in records):
             session.write(f"{unmangle(name)}\t(%d, %d)\n" % devno)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from userdm.cli.session import Failed, Session
 
 
@@ -10,11 +12,11 @@ def message(session: Session) -> None:
     sector, words = session.arguments[0], session.arguments[1:]
     if not (sector.isascii() and sector.isdigit()):
         raise Failed("Invalid sector.")
-    answer = session.ioctl(
-        "message",
-        device,
-        lambda: session.control.message(device, int(sector), " ".join(words), force=session.flag("force")),
-    )
+    if not words:
+        # said, and then left to the driver to refuse
+        sys.stderr.write("No message supplied.\n")
+    act, text = session.control.message, " ".join(words)
+    answer = session.ioctl("message", device, act, device, int(sector), text, force=session.flag("force"))
     if answer:
         session.write(answer if answer.endswith("\n") else f"{answer}\n")
 

@@ -14,10 +14,10 @@ def rename(session: Session) -> None:
     control = session.control
     if session.flag("setuuid"):
         uuid = refused(check_uuid, new)
-        session.ioctl("rename", device, lambda: control.set_uuid(device, uuid))
+        session.ioctl("rename", device, control.set_uuid, device, uuid)
     else:
         name = refused(check_new_name, new)
-        session.ioctl("rename", device, lambda: control.rename(device, name))
+        session.ioctl("rename", device, control.rename, device, name)
 
 
 VERBS = {"rename": rename}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from userdm.api.control import Device
 from userdm.api.names import mangle, unmangle
@@ -31,7 +30,7 @@ class Row:
 
     def deps(self) -> list[tuple[int, int]]:
         device = Device(self.info.name)
-        return self.session.ioctl("deps", device, partial(self.session.control.deps, device))[1]
+        return self.session.ioctl("deps", device, self.session.control.deps, device)[1]
 
     def users(self) -> list[tuple[str, tuple[int, int]]]:
         """(name, number) of the devices whose live tables name this one."""

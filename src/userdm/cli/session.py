@@ -13,10 +13,11 @@ from userdm.cli.options import Options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import TypeVar
+    from typing import ParamSpec, TypeVar
 
     from userdm.api.control import Info
 
+    P = ParamSpec("P")
     T = TypeVar("T")
 
 
@@ -101,20 +102,18 @@ class Session:
 
     # ---- what went wrong -------------------------------------------------------------------------------------
 
-    def ioctl(self, word: str, device: Device, act: Callable[[], T]) -> T:
+    def ioctl(self, word: str, device: Device, act: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Run a command of the driver's; ``word`` is libdevmapper's for it."""
         try:
-            return act()
+            return act(*args, **options)
         except ControlError as error:
             raise failure(word, device, error) from None
 
     def info(self, device: Device) -> Info | None:
         """None when there is no such device."""
-        return self.ioctl(
-            "info",
-            device,
-            lambda: self.control.info(device, inactive=self.flag("inactive"), open_count=not self.flag("noopencount")),
-        )
+        act = self.control.info
+        inactive, open_count = self.flag("inactive"), not self.flag("noopencount")
+        return self.ioctl("info", device, act, device, inactive=inactive, open_count=open_count)
 
     def report(self, device: Device) -> None:
         """What -v prints after a command."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from userdm.cli.session import Session
 
 
@@ -19,7 +17,7 @@ def _each(session: Session, word: str) -> None:
     act = session.control.suspend if word == "suspend" else session.control.resume
     flush, lockfs = not session.flag("noflush"), not session.flag("nolockfs")
     for device in session.wanted():
-        session.ioctl(word, device, partial(act, device, flush=flush, lockfs=lockfs))
+        session.ioctl(word, device, act, device, flush=flush, lockfs=lockfs)
         session.report(device)
 
 

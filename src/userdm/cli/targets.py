@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import userdm
 from userdm.api.control import Device
 from userdm.cli.session import Session
@@ -23,8 +21,8 @@ def targets(session: Session) -> None:
 
 def target_version(session: Session) -> None:
     for name in session.arguments:
-        act = partial(session.control.target_version, name)
-        _show(session, name, session.ioctl("target-version", Device(name), act))
+        act = session.control.target_version
+        _show(session, name, session.ioctl("target-version", Device(name), act, name))
 
 
 def _show(session: Session, name: str, version: Version) -> None:

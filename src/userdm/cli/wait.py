@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from userdm.cli.session import Session
 
 
@@ -12,8 +10,8 @@ def wait(session: Session) -> None:
     word = session.arguments[0] if session.arguments else "0"
     # as atoi reads it: what is no number is 0
     seen = int(word) if word.isascii() and word.isdigit() else 0
-    act = partial(session.control.wait, device, seen & 0xFFFFFFFF, noflush=session.flag("noflush"))
-    session.ioctl("waitevent", device, act)
+    noflush = session.flag("noflush")
+    session.ioctl("waitevent", device, session.control.wait, device, seen & 0xFFFFFFFF, noflush=noflush)
     session.report(device)
 
 
