@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Golden:
     @property
     def dump(self) -> str:
         """As thin_dump wrote it."""
-        return (FOLDER / f"{self.name}.xml").read_text()
+        return lzma.decompress((FOLDER / f"{self.name}.xml.xz").read_bytes()).decode()
 
     def printed(self, kind: str) -> dict[str, str]:
         """What the kernel's dmsetup printed: kind "table" or "status"; device -> line, the last time it was asked."""
