@@ -309,3 +309,29 @@ def test_two_writers_into_the_same_new_block(make_pool: MakePool) -> None:
             assert get(base, block * BLOCK, BLOCK) == expected
         assert used(pool) <= 600
         pool.message(f"create_snap {100 + _} 0")
+
+
+def test_nothing_is_reached_past_the_end_of_a_volume(make_pool: MakePool) -> None:
+    """Neither by what the cache keeps of the last block, nor into the next line of a table."""
+    from userdm.mapper.table import Line
+
+    pool = make_pool()
+    whole = pool.create_thin(0, 2 * BLOCK)
+    put(whole, 0, b"a" * 2 * BLOCK)
+    whole.close()
+    part = pool.open_thin(0, BLOCK + 512)
+    assert get(part, BLOCK, 4096) == b"a" * 512
+    assert get(part, BLOCK, 4096) == b"a" * 512
+    worker = part.device.worker()
+    with pytest.raises(OSError):
+        worker.read(BLOCK, memoryview(bytearray(1024)))
+    worker.close()
+    part.close()
+    device = pool.mapper.create("two-lines")
+    pool.mapper.load(device, [Line(0, 129, "thin", "/dev/mapper/pool 0"), Line(129, 127, "zero", "")])
+    pool.mapper.resume(device)
+    thin = Thin(pool, 0, device)
+    for _ in range(2):
+        assert get(thin, BLOCK, 512) == b"a" * 512
+        assert get(thin, BLOCK, 1024) == b"a" * 512 + bytes(512)
+        assert get(thin, BLOCK + 512, 512) == bytes(512)

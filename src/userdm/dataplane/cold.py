@@ -76,14 +76,9 @@ class ColdPath:
                 if not isinstance(segment, Direct) or segment.token is not None or segment.place.resolve is None:
                     flat.append(segment)
                     continue
-                for piece in reversed(
-                    self._worker.ask(segment.place, segment.offset, segment.length, intent, self._fence)
-                ):
-                    # a piece is kept only as far as every answer above it may be kept
-                    if isinstance(piece, Direct):
-                        piece.writable = piece.writable and segment.writable
-                        piece.cacheable = piece.cacheable and segment.cacheable
-                    rest.append(piece)
+                lower = self._worker.ask(segment.place, segment.offset, segment.length, intent, self._fence)
+                _narrow(lower, segment)
+                rest.extend(reversed(lower))
         except BaseException:
             cancel(flat)
             cancel(rest)
@@ -216,6 +211,18 @@ class ColdPath:
                 else:
                     self._one(segment, Intent.READ, piece)
             start += segment.length
+
+
+def _narrow(pieces: Sequence[Segment], above: Direct) -> None:
+    """A piece of a layer's answer may be kept only as long, as far and for what the answer above it may be."""
+    at = 0
+    for piece in pieces:
+        if isinstance(piece, Direct):
+            piece.writable = piece.writable and above.writable
+            piece.cacheable = piece.cacheable and above.cacheable
+            piece.before = min(piece.before, at + above.before)
+            piece.after = min(piece.after, above.length - at - piece.length + above.after)
+        at += piece.length
 
 
 class _Reported(Exception):

@@ -120,16 +120,16 @@ class Plane:
         return lambda: all(slot.sequence != sequence for slot, sequence in inside)
 
     def keep(self, offset: int, segment: Direct, version: int) -> None:
-        """Cache one plain answer for ``offset``, unless it was revoked since ``version``."""
+        """Cache one plain answer for ``offset``, in the granules that it touches, unless it was revoked since."""
         place = segment.place
         read = place.read  # type: ignore[attr-defined]
         write = place.write if segment.writable else None  # type: ignore[attr-defined]
         delta = segment.offset - offset
-        end = offset + segment.length
         granule, cache = self.granule, self.cache
-        keys = range(offset // granule, (end - 1) // granule + 1)
+        keys = range(offset // granule, (offset + segment.length - 1) // granule + 1)
+        low, high = offset - segment.before, offset + segment.length + segment.after
         for key in keys:
-            start, stop = max(offset, key * granule), min(end, (key + 1) * granule)
+            start, stop = max(low, key * granule), min(high, (key + 1) * granule)
             old = cache.get(key)
             if old is not None and old[0] <= start and old[1] >= stop and (old[4] is not None or write is None):
                 continue

@@ -176,7 +176,11 @@ class Opened:
             self._devices.append(device)
 
     def references(self) -> list[dict[str, Any]]:
-        return [reference for _, reference in self._found.values()]
+        # a device may have been renamed since
+        return [
+            {**reference, "name": place.name} if isinstance(place, MappedDevice) else reference
+            for place, reference in self._found.values()
+        ]
 
     @property
     def devices(self) -> list[MappedDevice]:

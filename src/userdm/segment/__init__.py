@@ -94,7 +94,8 @@ class Direct:
     """These bytes are at ``offset`` of ``place``.
 
     ``cacheable``: the answer holds until the target revokes it. ``writable``: the answer may serve later writes
-    too (an answer to READ that is cacheable and not writable serves reads alone).
+    too (an answer to READ that is cacheable and not writable serves reads alone). ``before`` and ``after``: the same
+    holds for so many bytes on either side of the range that was asked about, so that neighbours need not ask.
     """
 
     length: int
@@ -103,6 +104,8 @@ class Direct:
     cacheable: bool = True
     writable: bool = True
     token: Token | None = None
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(slots=True)

@@ -36,7 +36,8 @@ class Linear(Target):
         return (self.place,)
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
-        return (Direct(length, self.place, offset + self._shift),)
+        after = self.length * SECTOR - offset - length
+        return (Direct(length, self.place, offset + self._shift, before=offset, after=after),)
 
     def above(self, place: Place, offset: int, length: int) -> Iterable[tuple[int, int]]:
         low = max(offset - self._shift, 0)

@@ -70,7 +70,8 @@ class Striped(Target):
             row, column = divmod(chunk, len(stripes))
             place, start = stripes[column]
             piece = min(length, chunk_bytes - within)
-            out.append(Direct(piece, place, start * SECTOR + row * chunk_bytes + within))
+            where = start * SECTOR + row * chunk_bytes + within
+            out.append(Direct(piece, place, where, before=within, after=chunk_bytes - within - piece))
             offset, length = offset + piece, length - piece
         return out
 

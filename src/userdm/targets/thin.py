@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from userdm.segment import SECTOR, Intent, Place, Segment
+from userdm.segment import SECTOR, Direct, Intent, Place, Segment
 from userdm.targets.base import Context, Flushable, Target, TargetError, count
 from userdm.targets.thin_pool import MAX_DEV_ID, ThinPool
 from userdm.thin.pool import Pool
@@ -64,7 +64,12 @@ class Thin(Target):
         return self.pool.block_bytes
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
-        return self.volume.resolve(offset, length, intent, self.origin)
+        segments = self.volume.resolve(offset, length, intent, self.origin)
+        last = segments[-1]
+        if isinstance(last, Direct):
+            # the last block may reach past the end of the target
+            last.after = min(last.after, self.length * SECTOR - offset - length)
+        return segments
 
     def flush_points(self) -> Sequence[Flushable]:
         return (self.pool,)

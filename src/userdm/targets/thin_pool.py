@@ -140,7 +140,8 @@ class ThinPool(Target):
         return self.block_sectors * SECTOR
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
-        return (Direct(length, self.data, offset),)
+        after = self.length * SECTOR - offset - length
+        return (Direct(length, self.data, offset, before=offset, after=after),)
 
     def above(self, place: Place, offset: int, length: int) -> Iterable[tuple[int, int]]:
         return [(offset, length)] if place is self.data else []

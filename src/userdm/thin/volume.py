@@ -153,8 +153,9 @@ class _Request:
 
     def _mapped(self, vblock: int, blocks: int, pblock: int, writable: bool) -> None:
         low, high = self._clip(vblock, blocks)
-        where = pblock * self.block + low - vblock * self.block
-        self.out.append(Direct(high - low, self.pool.data, where, writable=writable))
+        before, after = low - vblock * self.block, (vblock + blocks) * self.block - high
+        where = pblock * self.block + before
+        self.out.append(Direct(high - low, self.pool.data, where, writable=writable, before=before, after=after))
 
     def _origin(self, low: int, high: int) -> list[Segment]:
         """What the volume's bytes low to high are where it has no block: the external origin's, or zeros."""
