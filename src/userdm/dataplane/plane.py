@@ -6,7 +6,8 @@ Offsets and lengths are in bytes. A request is served in one of two ways.
 *Cold*: the layer is asked for the whole request at once, its answer is executed, and what is cacheable kept.
 
 Revocation (contract 2). Each serving thread owns a slot: its number is odd while a request is in the data plane,
-and it is idle while the thread is asking a target or reporting to one, when it holds no mapping. Who changes a mapping calls
+and it is idle while the thread is asking a target or reporting to one, when it holds no mapping. Whoever changes a
+mapping calls
 
 - ``revoke`` when old answers must not be given *from now on* (a block got a new home, or lost it). Requests in
   flight may still finish on the old mapping; the pool keeps what they use out of anybody's hands;

@@ -276,18 +276,15 @@ class Pool:
         finally:
             with self.lock:
                 self._committing = False
-                gate: Gate | None = self._freed_gate
-                self._freed_gate = Gate()
+                gate, self._freed_gate = self._freed_gate, Gate()
                 if sealed is not None:
                     freed = self.metadata.finish(sealed, done)
                     self._read_only = self._read_only or not done
-                if sealed is not None and done:
                     graces = [look for volume in self.volumes.values() for look in volume.grace()]
-                    self._reclaim.append((freed, passdown, graces, gate))
-                    gate = None
-            if gate is not None:
+                    self._reclaim.append((freed, passdown if done else [], graces, gate))
+            if sealed is None:
                 gate.open()
-            if sealed is not None and not done:
+            elif not done:
                 self.on_event()
         self._wake()
 
