@@ -130,6 +130,10 @@ class BTree:
         """Whether there is an entry with a key from begin to end."""
         return next(self.pieces(root, begin, end), None) is not None
 
+    def depth(self, root: int) -> int:
+        """Nodes from the root to any leaf."""
+        return sum(1 for _ in self.path(root, 0))
+
     def nr_nodes(self, root: int) -> int:
         """How many nodes there are; the leaves are not read, if there are many of them."""
         total, level = 1, [root]

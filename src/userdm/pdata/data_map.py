@@ -16,11 +16,11 @@ class TreeIndex:
     """Index entries in a btree."""
 
     def __init__(self, tx: Transaction, root: int) -> None:
-        self._tree = BTree(tx, ValueType(IndexEntry.LAYOUT.size))
+        self.tree = BTree(tx, ValueType(IndexEntry.LAYOUT.size))
         self.root = root
 
     def load(self, page: int) -> IndexEntry:
-        raw = self._tree.get(self.root, page)
+        raw = self.tree.get(self.root, page)
         if raw is None:
             raise corrupt(self.root, f"the space map's index lacks bitmap {page}")
         return IndexEntry.unpack(raw)
@@ -30,13 +30,13 @@ class TreeIndex:
         first, values = 0, b""
         for page, entry in entries.items():
             if values and page != first + len(values) // entry.LAYOUT.size:
-                self.root = self._tree.insert(self.root, first, values)
+                self.root = self.tree.insert(self.root, first, values)
                 values = b""
             if not values:
                 first = page
             values += entry.pack()
         if values:
-            self.root = self._tree.insert(self.root, first, values)
+            self.root = self.tree.insert(self.root, first, values)
 
 
 class DataSpaceMap:
@@ -47,7 +47,8 @@ class DataSpaceMap:
 
     def __init__(self, tx: Transaction, root: Root) -> None:
         self._tx = tx
-        self.counts = Counts(tx, TreeIndex(tx, root.bitmap_root), root)
+        self.index = TreeIndex(tx, root.bitmap_root)
+        self.counts = Counts(tx, self.index, root)
         self._allocator = Allocator(self.counts)
         self._reserved = Mask()
         self.nr_reserved = 0

@@ -119,6 +119,11 @@ class MetadataSpaceMap:
         return self.counts.nr_blocks - self.nr_used - self._held
 
     @property
+    def nr_changed(self) -> int:
+        """Counts that `fold` will write."""
+        return len(self._changed)
+
+    @property
     def nr_copied_at_most(self) -> int:
         """Blocks that this transaction can still make copies of."""
         return self.nr_used - len(self.tx.fresh)

@@ -83,9 +83,8 @@ def _mend(tree: BTree, root: int, key: int) -> int:
     fresh = tree.tx.fresh
     node = tree.node(root)
     while not node.leaf and node.n < 2 and node.blocknr in fresh:
-        child = node.values[0] if node.n else tree.empty()
         tree.tx.dec(node.blocknr)
-        node = tree.node(child)
+        node = tree.node(node.values[0] if node.n else tree.empty())
     root = node.blocknr
     while not node.leaf and node.blocknr in fresh:
         at = max(node.below(key), 0)

@@ -190,7 +190,7 @@ class ThinMetadata:
         pool.data.check_reserved(pblock, length)
         if not 0 <= vblock <= MAX_KEY + 1 - length:
             raise OSError(errno.EINVAL, f"blocks {vblock}+{length} do not exist: the highest is {MAX_KEY}")
-        pool.room.change(length)
+        pool.room.insert(self, vblock, length)
         with pool.all_or_broken():
             pool.own(self)
             self._replaced = 0
@@ -218,7 +218,7 @@ class ThinMetadata:
         mapped = sum(stop - start for _, start, stop in bottom.pieces(self.root, begin, end))
         if mapped == 0:
             return []
-        pool.room.change(mapped, freeing=True)
+        pool.room.remove(self, mapped)
         with pool.all_or_broken():
             pool.own(self)
             freed = len(pool.data.freed)

@@ -21,7 +21,7 @@ from userdm.pdata.transaction import Transaction
 from userdm.storage import Storage
 from userdm.thin.details import Details
 from userdm.thin.mapping import MAX_DATA_BLOCKS, MAX_TIME, MappingTrees, Run, ThinMetadata
-from userdm.thin.room import PATH, Room
+from userdm.thin.room import Room
 from userdm.thin.sealed import SealedCommit
 from userdm.thin.superblock import NEEDS_CHECK, Superblock, check_data_block_size
 
@@ -59,7 +59,7 @@ class PoolMetadata:
         self.root = superblock.data_mapping_root
         self.details_root = superblock.device_details_root
         self.trees = MappingTrees(self.tx, data)
-        self._details = BTree(self.tx, ValueType(Details.SIZE))
+        self.details_tree = BTree(self.tx, ValueType(Details.SIZE))
         self.room = Room(self)
         self._thins: dict[int, ThinMetadata] = {}
         self._touched: dict[int, ThinMetadata] = {}
@@ -212,7 +212,7 @@ class PoolMetadata:
 
     def devices(self) -> Iterator[tuple[int, Details]]:
         """Every thin device in order: (device id, details)."""
-        for leaf, start, stop in self._details.pieces(self.details_root):
+        for leaf, start, stop in self.details_tree.pieces(self.details_root):
             for at in range(start, stop):
                 dev = leaf.keys[at]
                 thin = self._thins.get(dev)
@@ -224,7 +224,7 @@ class PoolMetadata:
         thin = self._thins.get(dev)
         if thin is not None:
             return thin
-        details = self._details.get(self.details_root, dev)
+        details = self.details_tree.get(self.details_root, dev)
         if details is None:
             raise OSError(errno.ENODATA, f"there is no thin device {dev}")
         found = self.trees.top.find(self.root, dev)
@@ -283,7 +283,7 @@ class PoolMetadata:
         for dev, thin in sorted(self._touched.items()):
             root = thin.root.to_bytes(8, "little")
             self.root = self.trees.top.insert(self.root, dev, root)
-            self.details_root = self._details.insert(self.details_root, dev, thin.details.pack())
+            self.details_root = self.details_tree.insert(self.details_root, dev, thin.details.pack())
         self._touched.clear()
         self._forget_closed()
         self.era += 1
@@ -292,17 +292,17 @@ class PoolMetadata:
         self.check_writable()
         if not 0 <= dev <= MAX_DEV_ID:
             raise OSError(errno.EINVAL, f"device id is {dev}, allowed are 0 to {MAX_DEV_ID}")
-        if self._details.find(self.details_root, dev) is not None:
+        if self.details_tree.find(self.details_root, dev) is not None:
             raise OSError(errno.EEXIST, f"thin device {dev} exists already")
 
     def _add(self, dev: int, root: int, details: Details) -> None:
         self.root = self.trees.top.insert(self.root, dev, root.to_bytes(8, "little"))
-        self.details_root = self._details.insert(self.details_root, dev, details.pack())
+        self.details_root = self.details_tree.insert(self.details_root, dev, details.pack())
 
     def create_thin(self, dev: int) -> None:
         """A new device without any mapping. EEXIST, EINVAL, ENOSPC."""
         self._check_new(dev)
-        self.room.want(2 * PATH, 2 * PATH + 1)
+        self.room.create()
         with self.all_or_broken():
             details = Details(0, self.transaction_id, self.time, self.time)
             self._add(dev, self.trees.bottom.empty(), details)
@@ -313,7 +313,7 @@ class PoolMetadata:
         thin = self.open_thin(origin)
         if self.time >= MAX_TIME:
             raise OSError(errno.EINVAL, f"the pool has seen {self.time} snapshots, as many as mappings can tell apart")
-        self.room.want(2 * PATH, 2 * PATH)
+        self.room.create()
         with self.all_or_broken():
             self._settle()
             self.superblock.time += 1
@@ -327,10 +327,10 @@ class PoolMetadata:
         """Take a device away. ENODATA, ENOSPC."""
         self.check_writable()
         thin = self.open_thin(dev)
-        self.room.change(thin.mapped_blocks, freeing=True)
+        self.room.delete(thin)
         with self.all_or_broken():
             self._settle()
-            self.details_root = remove(self._details, self.details_root, dev, dev + 1)
+            self.details_root = remove(self.details_tree, self.details_root, dev, dev + 1)
             self.root = remove(self.trees.top, self.root, dev, dev + 1)
             thin.deleted = True
             del self._thins[dev]
@@ -382,7 +382,7 @@ class PoolMetadata:
         self.check_writable()
         if self.held_root:
             raise OSError(errno.EBUSY, f"there is a metadata snapshot already, in block {self.held_root}")
-        self.room.want(2 * PATH, 1)
+        self.room.want(0, 1)
         with self.all_or_broken():
             self._settle()
             self.tx.inc(self.root)
@@ -399,11 +399,11 @@ class PoolMetadata:
         if not held:
             raise OSError(errno.EINVAL, "there is no metadata snapshot to release")
         snapshot = Superblock.unpack(self.tx.blocks.get(held, HeldRoot, HeldRoot).buffer, held)
-        self.room.change(self.nr_data_blocks, freeing=True)
+        self.room.release()
         with self.all_or_broken():
             self._settle()
             delete(self.trees.top, snapshot.data_mapping_root)
-            delete(self._details, snapshot.device_details_root)
+            delete(self.details_tree, snapshot.device_details_root)
             self.tx.dec(held)
             self.superblock.held_root = 0
             self._superblock_changed = True
