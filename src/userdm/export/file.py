@@ -37,9 +37,7 @@ WANTED = (
 """What is asked for where it is offered. ATOMIC_O_TRUNC: open(O_TRUNC), as dd and the shell do it, then comes as a
 flag, and is ignored as a block device ignores it; as a SETATTR it could not be told from ftruncate(2)."""
 
-_OPENED = protocol.OPENED_DIRECT_IO | protocol.OPENED_NOFLUSH | protocol.OPENED_PARALLEL_DIRECT_WRITES
-"""NOFLUSH, and no answer to FLUSH, which older kernels then send once: nothing is kept that a close could write, and a
-close must never wait for us, since our own process, or a child just forked from it, may be the one that closes."""
+_OPENED = protocol.OPENED_DIRECT_IO | protocol.OPENED_PARALLEL_DIRECT_WRITES
 
 Answer = bytes | memoryview | None
 """A body; a view that has the answer's header room before it; None when there is no answer at all."""
@@ -49,7 +47,8 @@ class File:
     """Answers requests about a device. Of no size until ``activate``.
 
     Nothing here outlives a request but the list of openers: another process that is given the descriptor can
-    go on where this one ended.
+    go on where this one ended. FLUSH is not among the requests: nothing is kept that a close could write, and once
+    it was answered with ENOSYS the kernel's close(2) no longer waits for us.
     """
 
     def __init__(self, backend: Backend, devno: tuple[int, int], owner: tuple[int, int]) -> None:

@@ -57,8 +57,6 @@ HAS_RESEND = 1 << 39
 
 OPENED_DIRECT_IO = 1 << 0
 """FOPEN_DIRECT_IO: nothing of the file is kept in the page cache."""
-OPENED_NOFLUSH = 1 << 5
-"""FOPEN_NOFLUSH: close(2) tells us nothing, and so waits for nobody."""
 OPENED_PARALLEL_DIRECT_WRITES = 1 << 6
 """FOPEN_PARALLEL_DIRECT_WRITES: writers need not wait for each other."""
 

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,21 +113,24 @@ class UserExport:
         assert self._name is not None
         path = self._folder / self._name
         self._connection.stopping()
-        self._poke(path)
+        self._poke(path, self._connection)
         self._connection.join()
         mount.unmount_user(path, lazy=True)
         path.unlink()
         self._gone(self)
         return False
 
-    def _poke(self, path: Path) -> None:
-        """Give each serving thread a request, after which it ends: without root nothing else reaches it."""
-        assert self._connection is not None
-        for _ in range(self._connection.serving):
-            # not waited for: where no thread is free to answer, the closed descriptor will
+    def _poke(self, path: Path, connection: Connection) -> None:
+        """Give each serving thread a request, after which it ends: without root nothing else reaches it.
+
+        A question that comes when the last thread has ended is answered by the closing of the descriptor.
+        """
+        deadline = time.monotonic() + POKE_SECONDS
+        while connection.serving and time.monotonic() < deadline:
             asker = threading.Thread(target=_ask, args=(path,), daemon=True)
             asker.start()
-            asker.join(POKE_SECONDS)
+            while asker.is_alive() and connection.serving and time.monotonic() < deadline:
+                asker.join(0.01)
 
 
 def _make_mount_point(path: Path) -> None:
