@@ -95,9 +95,7 @@ def test_imports_go_down_only(path: Path) -> None:
         parts = name.split(".")
         if parts[0] == "userdm" and len(parts) > 1 and parts[1] in ROOMS:
             where = f"{path.relative_to(ROOT)}:{line}"
-            assert (
-                parts[1] in allowed
-            ), f"{where}: {room} imports {name}, and may import only {sorted(allowed)}"
+            assert parts[1] in allowed, f"{where}: {room} imports {name}, and may import only {sorted(allowed)}"
 
 
 @each_module
