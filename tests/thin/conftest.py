@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from support.check import check_file
 from userdm import Pool
 
 MIB = 1 << 20
-
-
-def thin_check(metadata: Path) -> None:
-    """Fails with what thin_check says."""
-    if shutil.which("thin_check") is None:
-        pytest.skip("needs thin_check (package thin-provisioning-tools)")
-    done = subprocess.run(["thin_check", metadata], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -37,4 +28,4 @@ def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
     yield make
     for pool in opened:
         pool.close()
-    thin_check(tmp_path / "meta.img")
+    check_file(tmp_path / "meta.img")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import thin_check
 
+from support.check import check_file
 from userdm import Pool, Thin
 from userdm.dataplane.plane import BlockingWorker
 from userdm.storage import MemoryStorage
@@ -224,7 +224,7 @@ def test_cuts(seed: int, tmp_path: Path) -> None:
             metadata, data = disks.cut(rng)
             image = tmp_path / "meta.img"
             image.write_bytes(metadata)
-            thin_check(image)
+            check_file(image)
             storages = [MemoryStorage(METADATA), MemoryStorage(DATA)]
             storages[0].write(0, metadata)
             storages[1].write(0, data)

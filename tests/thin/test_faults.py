@@ -6,8 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from conftest import thin_check
 
+from support.check import check_file
 from userdm import Pool, Thin
 from userdm.dataplane.plane import BlockingWorker
 from userdm.storage import MemoryStorage
@@ -82,7 +82,7 @@ class Bench:
         self.metadata.read(0, memoryview(image))
         path = self.folder / "meta.img"
         path.write_bytes(image)
-        thin_check(path)
+        check_file(path)
 
 
 @pytest.fixture
@@ -220,4 +220,4 @@ def test_two_pools_on_one_metadata_device(tmp_path: Path) -> None:
             pool.mapper.load(device, [Line(0, 16384, "thin-pool", f"{tmp_path / 'm'} other 128 0")])
         assert caught.value.errno == errno.EBUSY
         assert "already in use by a pool" in str(caught.value)
-    thin_check(tmp_path / "m")
+    check_file(tmp_path / "m")

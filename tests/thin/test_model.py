@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from conftest import thin_check
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from support.check import check_file
 from userdm import Pool, Thin
 
 BLOCK = 65536
@@ -111,7 +111,7 @@ class PoolModel(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.pool.close()
         self.open.clear()
-        thin_check(self.metadata)
+        check_file(self.metadata)
         self.pool = Pool(self.metadata, self.data, **self.options)  # type: ignore[arg-type]
 
     @invariant()
@@ -127,13 +127,13 @@ class PoolModel(RuleBasedStateMachine):
     def checked(self) -> None:
         if hasattr(self, "pool"):
             self.pool.mapper.suspend(self.pool.device)
-            thin_check(self.metadata)
+            check_file(self.metadata)
             self.pool.mapper.resume(self.pool.device)
 
     def teardown(self) -> None:
         if hasattr(self, "pool"):
             self.pool.close()
-            thin_check(self.metadata)
+            check_file(self.metadata)
         self.folder.cleanup()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Stage
+from support.stage import Stage
 
 PAGE = 4096
 

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from conftest import Stage
+from support.stage import Stage
 
 
 class Footprint:

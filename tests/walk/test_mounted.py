@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from conftest import Stage
+from support.stage import Stage
 
 
 class Writer(threading.Thread):
