@@ -170,7 +170,11 @@ class Control:
                     sock.recv(1, MSG_PEEK)
                     break
                 except TimeoutError:
-                    self.ping()
+                    try:
+                        self.ping()
+                    except NoDaemon:
+                        # about to end, it has no socket any more; if it dies, this connection says so
+                        continue
             return frames.receive_reply(sock)
         finally:
             sock.close()

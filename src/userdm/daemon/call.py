@@ -106,5 +106,4 @@ class Call:
 
     def answer(self) -> bytes:
         """What is copied back into the client's buffer."""
-        packed = self.header.pack()
-        return packed + self._out if self._out else packed[: dm.DATA_OFFSET]
+        return (self.header.pack() + self._out)[: self.header.data_size]

@@ -178,7 +178,7 @@ class Opened:
     def references(self) -> list[dict[str, Any]]:
         # a device may have been renamed since
         return [
-            {**reference, "name": place.name} if isinstance(place, MappedDevice) else reference
+            {**reference, "name": getattr(place, "name", None)} if reference["kind"] == "device" else reference
             for place, reference in self._found.values()
         ]
 
