@@ -49,8 +49,10 @@ def loop(path: Path, *, direct: bool) -> Iterator[str]:
 
 @contextmanager
 def child(*command: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends when its standard input does, or when it is told to."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """A process that ends when its standard input does, or when it is told to; not by a Ctrl-C that is for us."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
