@@ -219,14 +219,16 @@ class Mapper:
         while progress:
             progress, failure = False, None
             for device in self.devices():
+                if device.users:
+                    continue  # its turn comes when what stands on it is gone
                 try:
                     self.remove(device)
                     progress = True
                 except OSError as error:
                     failure = error
                     report(f"{device.name}: {error.strerror}")
-        if failure is not None and self.devices():
-            raise failure
+        if self.devices():
+            raise failure or OSError(errno.EBUSY, "devices are in use")
 
     def _check_present(self, device: MappedDevice) -> None:
         if device.removed:
