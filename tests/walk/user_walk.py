@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -12,27 +11,13 @@ from support.daemon import Daemon
 from support.stage import Stage
 
 
-def settled(node: Path) -> None:
-    """fuse2fs writes its last blocks after fusermount3 -u has returned."""
+def settle(stage: Stage, name: str) -> None:
+    """fuse2fs writes its last blocks after fusermount3 -u has returned: wait until it has let go."""
     for _ in range(200):
-        try:
-            if not any(os.path.samefile(fd, node) for fd in _descriptors()):
-                return
-        except OSError:
-            pass
+        if stage.dm("info", "-c", "--noheadings", "-o", "open", name).strip() == "0":
+            return
         time.sleep(0.05)
-    raise AssertionError(f"{node} is still open")
-
-
-def _descriptors() -> list[str]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            try:
-                found += [str(fd) for fd in (process / "fd").iterdir() if os.readlink(fd).startswith("/tmp")]
-            except OSError:
-                continue
-    return found
+    raise AssertionError(f"{name} is still open")
 
 
 def main(base: Path) -> None:
@@ -54,18 +39,18 @@ def main(base: Path) -> None:
         assert "fuse2fs" in refused and "force" in refused, refused
         stage.dm("message", "--force", "pool", "0", "create_snap 2 0")
         stage.sh("fusermount3", "-u", point)
-        settled(node)
+        settle(stage, "base")
         stage.message("create_snap 1 0")
         snap = stage.thin("snap", 1)
         stage.sh("fuse2fs", "-o", "fakeroot", snap, point)
         assert (point / "id.txt").read_text() == "hello world, I am a base"
         (point / "id.txt").write_text("I am snap1")
         stage.sh("fusermount3", "-u", point)
-        settled(snap)
+        settle(stage, "snap")
         stage.sh("fuse2fs", "-o", "ro,fakeroot", node, point)
         assert (point / "id.txt").read_text() == "hello world, I am a base"
         stage.sh("fusermount3", "-u", point)
-        settled(node)
+        settle(stage, "base")
         for each in (node, snap):
             stage.sh("e2fsck", "-fn", each)
     finally:
