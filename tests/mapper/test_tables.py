@@ -294,3 +294,22 @@ def test_a_file_and_its_loop_exclude_each_other(tmp_path: Path, mapper: Mapper) 
         other.close()
         mapper.close()
         subprocess.run(["losetup", "-d", loop], check=True)
+
+
+def test_ranges_lie_on_the_bounds_of_logical_blocks(tmp_path: Path, mapper: Mapper) -> None:
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        pytest.skip("needs root and /dev/loop-control")
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    command = ["losetup", "-b", "4096", "-f", "--show", path]
+    loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        for start, length, word in ((4, 8, "start 4"), (8, 12, "length 12")):
+            with pytest.raises(TableError) as caught:
+                make(mapper, "off", (0, length, "linear", f"{loop} {start}"))
+            assert caught.value.errno == errno.EINVAL
+            assert word in str(caught.value) and "multiple of its logical block, 8" in str(caught.value)
+        make(mapper, "on", (0, 16, "linear", f"{loop} 8"))
+    finally:
+        mapper.close()
+        subprocess.run(["losetup", "-d", loop], check=True)

@@ -21,6 +21,7 @@ FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 BLKROGET = 0x125E
+BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
 SECTOR = 512
 ZEROS = bytes(1 << 20)
@@ -39,6 +40,10 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def _device_size(fd: int) -> int:
     raw = fcntl.ioctl(fd, BLKGETSIZE64, bytes(8))
     return int(struct.unpack("=Q", raw)[0])
+
+
+def _int_ioctl(fd: int, number: int) -> int:
+    return int(struct.unpack("=i", fcntl.ioctl(fd, number, bytes(4)))[0])
 
 
 class FileStorage:
@@ -65,11 +70,13 @@ class FileStorage:
             info = os.fstat(self.fd)
             self.is_block = stat.S_ISBLK(info.st_mode)
             self.device = info.st_rdev if self.is_block else 0
+            self.block_size = _int_ioctl(self.fd, BLKSSZGET) if self.is_block else SECTOR
+            """Bytes: the device's logical block, on whose bounds a table's ranges must lie."""
             self.identity = (info.st_rdev, 0) if self.is_block else (info.st_dev, info.st_ino)
             if not self.is_block:
                 self._lock(self.fd, path)
             else:
-                if not readonly and struct.unpack("=i", fcntl.ioctl(self.fd, BLKROGET, bytes(4)))[0]:
+                if not readonly and _int_ioctl(self.fd, BLKROGET):
                     raise OSError(errno.EACCES, "block device is read-only", path)
                 self._lock_behind_loop()
         except BaseException:

@@ -143,7 +143,10 @@ def count(arguments: Sequence[str], low: int, high: int | None, syntax: str) -> 
 
 
 def check_area(context: Context, argument: str, value: str, place: Place, start: int, length: int) -> None:
-    """Sectors ``start`` to ``start + length`` must lie on the place (EINVAL), as dm-table.c asks of every device."""
+    """Sectors ``start`` to ``start + length`` must lie on the place, on bounds of its logical blocks: EINVAL.
+
+    As device_area_is_invalid of dm-table.c.
+    """
     sectors = place.size // SECTOR
     if start + length > sectors:
         raise TargetError(
@@ -151,6 +154,17 @@ def check_area(context: Context, argument: str, value: str, place: Place, start:
             f"{argument} {value!r} is too small for the target: sectors {start} to {start + length} wanted, "
             f"it has {sectors}",
         )
+    check_alignment(argument, value, place, start, length)
+
+
+def check_alignment(argument: str, value: str, place: Place, start: int, length: int) -> None:
+    block = getattr(place, "block_size", SECTOR) // SECTOR
+    for what, sectors in (("start", start), ("length", length)):
+        if sectors % block:
+            raise TargetError(
+                errno.EINVAL,
+                f"{argument} {value!r}: {what} {sectors}: must be a multiple of its logical block, {block}",
+            )
 
 
 MAX_SECTOR = (1 << 63) // SECTOR - 1
