@@ -308,7 +308,7 @@ def test_ranges_lie_on_the_bounds_of_logical_blocks(tmp_path: Path, mapper: Mapp
             with pytest.raises(TableError) as caught:
                 make(mapper, "off", (0, length, "linear", f"{loop} {start}"))
             assert caught.value.errno == errno.EINVAL
-            assert word in str(caught.value) and "multiple of its logical block, 8" in str(caught.value)
+            assert word in str(caught.value) and "multiple of its logical block 8" in str(caught.value)
         make(mapper, "on", (0, 16, "linear", f"{loop} 8"))
     finally:
         mapper.close()

@@ -163,7 +163,7 @@ def check_alignment(argument: str, value: str, place: Place, start: int, length:
         if sectors % block:
             raise TargetError(
                 errno.EINVAL,
-                f"{argument} {value!r}: {what} {sectors}: must be a multiple of its logical block, {block}",
+                f"{argument} {value!r}: {what} {sectors}: must be a multiple of its logical block {block}",
             )
 
 
