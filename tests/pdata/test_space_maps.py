@@ -207,6 +207,33 @@ def test_the_metadata_map_describes_itself() -> None:
             tx.space.release(held.pop(0))
 
 
+def test_what_is_on_disk_is_not_used_again_before_its_release() -> None:
+    """Blocks that an earlier transaction allocated, in a map that was opened anew."""
+    tx = new_transaction(300)
+    blocks = [tx.space.allocate() for _ in range(150)]
+    tx.space.release(fold(tx))
+    tx.space = space = MetadataSpaceMap(tx, tx.space.counts.root())
+    for block in blocks[:100]:
+        tx.dec(block)
+    in_this = {space.allocate() for _ in range(10)}
+    freed = fold(tx)
+    assert set(freed) >= set(blocks[:100])
+    in_next = {space.allocate() for _ in range(space.nr_free)}
+    assert not (in_this | in_next) & set(freed)
+    with pytest.raises(OSError):
+        space.allocate()
+    space.release(freed)
+    assert {space.allocate() for _ in range(space.nr_free)} == set(freed)
+
+
+def test_what_this_transaction_made_is_used_again_at_once() -> None:
+    tx = new_transaction(100)
+    fold(tx)
+    for _ in range(1000):
+        tx.dec(tx.new_bitmap().blocknr)
+    assert not tx.blocks.dirty
+
+
 def test_the_metadata_map_grows_when_it_is_full() -> None:
     tx = new_transaction(ENTRIES - 3)
     fold(tx)

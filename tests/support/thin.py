@@ -83,5 +83,10 @@ def write(pool: PoolMetadata, dev: int, vblock: int, length: int = 1) -> None:
     thin = pool.open_thin(dev)
     while length:
         pblock, count = pool.reserve_data(length)
-        thin.insert(vblock, pblock, count)
+        try:
+            thin.insert(vblock, pblock, count)
+        except OSError:
+            if pool.failed is None:
+                pool.unreserve_data(pblock, count)
+            raise
         vblock, length = vblock + count, length - count

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.thin import MIB, commit, dumped, new_pool, thin_check, write
+from support.thin import MIB, commit, dumped, new_pool, on_file, thin_check, write
 from userdm.storage import MemoryStorage
 from userdm.thin.mapping import MAX_TIME
 from userdm.thin.metadata import PoolMetadata, Run
@@ -153,6 +153,17 @@ def test_freed_blocks_are_held_until_they_are_released(pool: PoolMetadata) -> No
     assert pool.reserve_data(1000) == (100, 100)
 
 
+def test_blocks_from_before_the_pool_was_opened_are_held_as_well(pool: PoolMetadata) -> None:
+    pool.create_thin(0)
+    write(pool, 0, 0, 1000)
+    commit(pool)
+    pool = PoolMetadata.open(pool.storage, 128)
+    pool.open_thin(0).remove(100, 200)
+    pool.release_data([(150, 1)])
+    assert pool.reserve_data(1000) == (150, 1)
+    fails(errno.ENOSPC, pool.reserve_data, 1)
+
+
 def test_remove_tells_what_is_free_now(pool: PoolMetadata) -> None:
     pool.create_thin(0)
     write(pool, 0, 0, 10)
@@ -272,6 +283,25 @@ def test_metadata_snapshot(pool: PoolMetadata) -> None:
     commit(again)
     thin_check(again.storage)
     assert (again.held_root, again.free_data_blocks) == (0, 1000)
+
+
+def test_a_metadata_snapshot_does_not_change(pool: PoolMetadata) -> None:
+    pool.create_thin(0)
+    write(pool, 0, 0, 300)
+    thin = pool.open_thin(0)
+    pool.reserve_metadata_snap()
+    commit(pool)
+    before = on_file("thin_dump", pool.storage, "--metadata-snap").stdout
+    assert 'length="300"' in before
+    write(pool, 0, 100, 50)
+    commit(pool)
+    thin_check(pool.storage)
+    thin.remove(0, 20)
+    pool.create_snap(1, 0)
+    commit(pool)
+    thin_check(pool.storage)
+    assert on_file("thin_dump", pool.storage, "--metadata-snap").stdout == before
+    assert pool.free_data_blocks == 650
 
 
 def test_needs_check(pool: PoolMetadata) -> None:

@@ -30,7 +30,7 @@ __all__ = ["Details", "PoolMetadata", "Run", "SealedCommit", "ThinMetadata"]
 MAX_DEV_ID = (1 << 24) - 1
 
 MIN_BLOCKS = 16
-"""Metadata blocks below which nothing could be done after formatting."""
+"""Metadata blocks that formatting takes, with a few for the first commit."""
 
 
 class HeldRoot(Block):
