@@ -309,6 +309,14 @@ def test_the_helper_is_killed(exporter: DeviceExporter, volume: Volume) -> None:
     exporter.freeze([volume.export])()
 
 
+def test_the_end_thaws(exporter: DeviceExporter, volume: Volume) -> None:
+    thaw = exporter.freeze([volume.export])
+    exporter._freezer.close()
+    assert exporter._freezer.pid is None
+    assert not volume.blocks_a_writer()
+    thaw()
+
+
 def test_signals_to_the_group_leave_the_helper_alone(exporter: DeviceExporter, volume: Volume) -> None:
     exporter.freeze([volume.export])()
     pid = exporter._freezer.pid
@@ -354,9 +362,10 @@ sys.stdin.read()
         daemon.kill()
         daemon.wait(10)
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the helper ended")
-        # a frozen one would be busy; this one is only dead
-        with raises(errno.EIO), opened(tmp_path / "mnt") as folder:
+        # a frozen one would be busy; this one is only dead, or read-only since it noticed
+        with opened(tmp_path / "mnt") as folder, pytest.raises(OSError) as caught:
             fcntl.ioctl(folder, FIFREEZE, 0)
+        assert caught.value.errno in (errno.EIO, errno.EROFS)
     finally:
         daemon.kill()
         sh("umount", "-l", tmp_path / "mnt", check=False, timeout=20)

@@ -13,7 +13,7 @@ from userdm.dataplane import Backend
 from userdm.export import mount
 from userdm.export.connection import Connection
 from userdm.export.holders import count_openers
-from userdm.export.loop import LoopDevice
+from userdm.export.loop import PATIENCE, LoopDevice
 from userdm.export.nodes import Nodes
 from userdm.export.records import Record, Records, diskseq
 
@@ -73,15 +73,23 @@ class BlockExport:
             self._loop.take_limits()
             self._sized = True
         self._loop.take_size(readonly)
-        self._nodes.put(name, self.node)
-        self._name = name
+        self._show_as(name)
 
     def rename(self, name: str) -> None:
-        if self._name is None or self._name == name:
-            return
+        if self._name is not None:
+            self._show_as(name)
+
+    def _show_as(self, name: str) -> None:
+        """Make the node, and take an older one away after that: there is always one."""
         self._nodes.put(name, self.node)
-        self._nodes.take(self._name, self.node, self.devno)
+        if self._name not in (None, name):
+            self._hide()
         self._name = name
+
+    def _hide(self) -> None:
+        if self._name is not None:
+            self._nodes.take(self._name, self.node, self.devno)
+            self._name = None
 
     def open_count(self) -> int:
         return count_openers(self.devno, self._loop.is_claimed)
@@ -96,8 +104,7 @@ class BlockExport:
             # somebody waits; and the test below would wait for him, since it stops the queue
             raise OSError(errno.EBUSY, f"{self.node} has requests under way")
         self._loop.unbind()
-        if self._name is not None:
-            self._nodes.take(self._name, self.node, self.devno)
+        self._hide()
         self._take_down()
 
     def close(self) -> bool:
@@ -108,14 +115,13 @@ class BlockExport:
             return True
         except OSError as error:
             log.warning("%s: %s", self.node, error)
-        if self._name is not None:
-            self._nodes.take(self._name, self.node, self.devno)
+        self._hide()
         mount.abort(self._number)
         self._loop.unbind(when_closed=True)
-        self._take_down()
+        self._take_down(patience=0)
         return False
 
-    def _take_down(self) -> None:
+    def _take_down(self, patience: float = PATIENCE) -> None:
         """End the connection and remove the loop device, as far as they got."""
         if self._mount >= 0:
             os.close(self._mount)
@@ -123,7 +129,7 @@ class BlockExport:
         if self._connection is not None and not self._connection.join():
             log.error("%s: a serving thread is held up in its storage", self.node)
         try:
-            self._loop.delete()
+            self._loop.delete(patience)
             self._records.forget(self._loop.index)
         except OSError as error:
             log.warning("%s stays: %s", self.node, error)

@@ -30,7 +30,14 @@ from userdm.export.protocol import (
 from userdm.export.syscalls import set_io_flusher
 from userdm.segment import Gate
 
-THREADS = 2
+THREADS = 4
+"""For each device. Measured with fio on a passthrough over a file, direct, 2 busy cores: a 4 KiB request costs 3 us in
+Python and 4 (read) to 30 us (write) in the kernel, whether 1 or 8 threads serve. From the page cache 1 thread gives
+33,000 random reads a second, 4 give 40,000 to 50,000; what must come from the disk first gains with each more: 2,300
+to 5,700 with 1, 3,800 to 5,400 with 4, 11,000 with 8. Writes went from 6,000 with 1 to 11,000 with 4. Memory speaks
+against 8: a hundred devices are not rare. Against qemu-storage-daemon's export of a qcow2 in the same minutes, medians
+of 3: random reads 2.6 times as many, random writes 1.0, sequential reads 2.2, sequential writes 1.0.
+"""
 STOP_SECONDS = 10.0
 _SIGKILL_BIT = 1 << 8
 _UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})

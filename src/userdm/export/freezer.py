@@ -28,6 +28,7 @@ class Freezer:
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._sessions: set[socket.socket] = set()
 
     @property
     def pid(self) -> int | None:
@@ -42,22 +43,23 @@ class Freezer:
         """
         session = self._session()
         frozen: list[Devno] = []
-        _send(session, {"devices": devices})
-        while True:
-            answer = _receive(session)
-            if answer is None:
-                session.close()
-                self._thaw_again(frozen)
-                raise OSError(errno.EIO, "the process that freezes file systems died")
-            if "frozen" in answer:
-                frozen.append((answer["frozen"][0], answer["frozen"][1]))
-            elif "held" in answer:
-                frozen.remove((answer["held"][0], answer["held"][1]))
-            elif "errno" in answer:
-                session.close()
-                raise OSError(answer["errno"], answer["text"])
-            else:
-                return _Thaw(self, session, frozen)
+        try:
+            _send(session, {"devices": devices})
+            while answer := _receive(session):
+                if "frozen" in answer:
+                    frozen.append(_devno(answer["frozen"]))
+                elif "held" in answer:
+                    frozen.remove(_devno(answer["held"]))
+                else:
+                    raise OSError(answer["errno"], answer["text"])
+        except BaseException:
+            self._end(session)
+            raise
+        if answer is None:
+            self._end(session)
+            self._thaw_again(frozen)
+            raise OSError(errno.EIO, "the process that freezes file systems died")
+        return _Thaw(self, session, frozen)
 
     def _session(self) -> socket.socket:
         """A socket whose other end the helper has."""
@@ -66,11 +68,18 @@ class Freezer:
             if self._control is not None:
                 try:
                     socket.send_fds(self._control, [b"."], [its.fileno()])
+                    self._sessions.add(ours)
                     return ours
                 except OSError:
                     self._reap()
             socket.send_fds(self._start(), [b"."], [its.fileno()])
+            self._sessions.add(ours)
             return ours
+
+    def _end(self, session: socket.socket) -> None:
+        with self._lock:
+            self._sessions.discard(session)
+            session.close()
 
     def _start(self) -> socket.socket:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -96,24 +105,28 @@ class Freezer:
         self._control = self._helper = None
 
     def thaw(self, session: socket.socket, frozen: Sequence[Devno]) -> None:
-        with session:
-            if _send(session, {}) and _receive(session) is not None:
-                return
-        self._thaw_again(frozen)
+        thawed = _send(session, {}) and _receive(session) is not None
+        self._end(session)
+        if not thawed:
+            self._thaw_again(frozen)
 
     def _thaw_again(self, frozen: Sequence[Devno]) -> None:
         """Thaw what a helper that died had frozen."""
         if not frozen:
             return
-        with self._session() as session:
-            _send(session, {"thaw": frozen})
-            answer = _receive(session)
+        session = self._session()
+        _send(session, {"thaw": frozen})
+        answer = _receive(session)
+        self._end(session)
         if answer is None or "errno" in answer:
             raise OSError(errno.EIO, f"cannot thaw the file systems on {frozen}: {answer}")
 
     def close(self) -> None:
         """End the helper, which thaws what it still has."""
         with self._lock:
+            for session in self._sessions:
+                with contextlib.suppress(OSError):
+                    session.shutdown(socket.SHUT_RDWR)
             if self._control is not None:
                 self._reap()
 
@@ -131,6 +144,11 @@ class _Thaw:
         if work is not None:
             freezer, session, frozen = work
             freezer.thaw(session, frozen)
+
+
+def _devno(pair: list[int]) -> Devno:
+    major, minor = pair
+    return major, minor
 
 
 def _send(session: socket.socket, message: dict[str, Any]) -> bool:

@@ -44,8 +44,11 @@ INFO_NAME = 9
 CONFIG = struct.Struct(f"=II{INFO.size}s64x")
 """struct loop_config: fd, block_size, info, reserved"""
 BLOCK_SIZE = 512
+UNSIZED_BLOCK_SIZE = 4096
+"""Until a device gets its first size: the change to 512 is what makes the driver look at the file's limits again."""
 LOCK_SECONDS = 3.0
-REMOVE_SECONDS = 3.0
+PATIENCE = 3.0
+"""Seconds for a closer who is just under way."""
 
 
 def _sys(index: int) -> Path:
@@ -131,17 +134,13 @@ class LoopDevice:
         """Bind it to an open file, for direct I/O. The tag is there for whoever clears up after us."""
         info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_DIRECT_IO, tag.encode()[:63], b"", b"", 0, 0)
         with _opened(self.node, os.O_RDWR) as fd:
-            fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, BLOCK_SIZE, info))
+            fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, UNSIZED_BLOCK_SIZE, info))
         if (_sys(self.index) / "loop/dio").read_text().strip() != "1":
             raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
 
     def take_limits(self) -> None:
-        """Have the driver ask for the file's discard granularity again: it does when its block size changes.
-
-        For a device of no size that nobody can have open for long.
-        """
+        """Have the driver ask for the file's discard granularity: for a device that has no size yet, once."""
         with _opened(self.node, os.O_RDWR) as fd:
-            fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, 4096)
             fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE)
 
     def take_size(self, readonly: bool) -> None:
@@ -166,9 +165,9 @@ class LoopDevice:
             _lock(fd)
             unbind(fd, self.node, when_closed=when_closed)
 
-    def delete(self) -> None:
-        """Remove the unbound device. OSError EBUSY when somebody has it open for longer than a moment."""
-        delete(self.index)
+    def delete(self, patience: float) -> None:
+        """Remove the unbound device. OSError EBUSY when somebody has it open for longer than ``patience`` seconds."""
+        delete(self.index, patience)
 
 
 def _lock(fd: int) -> None:
@@ -217,10 +216,10 @@ def unbind(fd: int, name: str, *, when_closed: bool = False) -> None:
     raise OSError(errno.EBUSY, f"{name} is in use")
 
 
-def delete(index: int) -> None:
-    """Remove an unbound loop device and its node. EBUSY when it is still open after a while."""
+def delete(index: int, patience: float = PATIENCE) -> None:
+    """Remove an unbound loop device and its node. EBUSY when it is still open after ``patience`` seconds."""
     node = Path(f"/dev/loop{index}")
-    deadline = time.monotonic() + REMOVE_SECONDS
+    deadline = time.monotonic() + patience
     while True:
         try:
             _control(LOOP_CTL_REMOVE, index)
@@ -228,7 +227,6 @@ def delete(index: int) -> None:
         except FileNotFoundError:
             break
         except OSError as error:
-            # a closer that is just under way
             if error.errno not in (errno.EBUSY, errno.ENODEV) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

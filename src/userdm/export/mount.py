@@ -33,7 +33,7 @@ def mount_detached(fuse: int, owner: tuple[int, int], source: str) -> int:
         }
         for key, value in settings.items():
             syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
-        # the loop driver's own threads, which act for any user's request, may be asked for their identity
+        # the loop driver asks for the file's attributes on behalf of whoever asks for the loop device's state
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "allow_other")
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC

@@ -49,7 +49,8 @@ def _clear_block(record: Record, records: Records, nodes: Nodes) -> str:
         records.forget(record.index)
         return f"{device} belongs to somebody else by now"
     try:
-        delete(record.index)
+        # a dead device may be open for long: there is a next time
+        delete(record.index, patience=0.2)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
