@@ -1,5 +1,6 @@
 # In the kernel's machine: read what was made here, then write on it. Disks in pairs, metadata and data: vdb and vdc
-# "small", vdd and vde "odd", vdf and vdg "walk" (where the walk could be made).
+# "small", vdd and vde "odd", vdf and vdg "sharers", vdh and vdi "walkthrough" (the kernel's own, changed here), vdj and
+# vdk "walk" (where the walk could be made).
 set -e
 dmesg -n 1
 create() { dmsetup create "$1" --table "$2"; dmsetup mknodes; }
@@ -54,17 +55,44 @@ exercise odd 32771
 dmsetup remove odd
 thin_check -q /dev/vdd && echo "check-after odd ok"
 
-[ -b /dev/vdg ] || exit 0
-pool walk /dev/vdf /dev/vdg 128 skip_block_zeroing
-for id in 0 1 2; do
-    create "walk-$id" "0 2097152 thin /dev/mapper/walk $id"
-    e2fsck -fn "/dev/mapper/walk-$id" >/dev/null 2>&1 && echo "fsck walk-$id ok"
-    mkdir -p "/mnt/$id"
-    mount -t ext4 "/dev/mapper/walk-$id" "/mnt/$id"
-    (cd "/mnt/$id" && for file in *.txt; do sed "s/^/file walk-$id $file: /" "$file"; done)
+# files POOL ID...: the file systems on these volumes, and the text files in them
+files() {
+    local name=$1 id
+    shift
+    for id in "$@"; do
+        e2fsck -fn "/dev/mapper/$name-$id" >/dev/null 2>&1 && echo "fsck $name-$id ok"
+        mkdir -p "/mnt/$id"
+        mount -t ext4 "/dev/mapper/$name-$id" "/mnt/$id"
+        (cd "/mnt/$id" && for file in *.txt; do sed "s/^/file $name-$id $file: /" "$file"; done)
+    done
+}
+
+pool sharers /dev/vdf /dev/vdg 128
+for id in 0 1 2 3 4 5 6 7 8 9 10 11 12 20; do
+    create "sharers-$id" "0 4096 thin /dev/mapper/sharers $id"
+    sum "sharers-$id" before
+    dmsetup remove "sharers-$id"
 done
+dmsetup remove sharers
+
+pool walkthrough /dev/vdh /dev/vdi 128 skip_block_zeroing
+for id in 0 1 2 20; do
+    create "walkthrough-$id" "0 2097152 thin /dev/mapper/walkthrough $id"
+    # the 16 MiB in which there was something written here: a whole GiB takes its time in this machine
+    echo "before walkthrough-$id $(/bin/dd if="/dev/mapper/walkthrough-$id" bs=1M skip=896 count=16 status=none \
+        | /bin/sha256sum | cut -d' ' -f1)"
+done
+files walkthrough 0 1 2 20
+umount /mnt/0 /mnt/1 /mnt/2 /mnt/20
+for id in 0 1 2 20; do dmsetup remove "walkthrough-$id"; done
+dmsetup remove walkthrough
+
+[ -b /dev/vdj ] || exit 0
+pool walk /dev/vdj /dev/vdk 128 skip_block_zeroing
+for id in 0 1 2; do create "walk-$id" "0 2097152 thin /dev/mapper/walk $id"; done
+files walk 0 1 2
 echo "written by the kernel" >/mnt/1/kernel.txt
 umount /mnt/0 /mnt/1 /mnt/2
 for id in 0 1 2; do dmsetup remove "walk-$id"; done
 dmsetup remove walk
-thin_check -q /dev/vdf && echo "check-after walk ok"
+thin_check -q /dev/vdj && echo "check-after walk ok"

@@ -17,6 +17,7 @@ import pytest
 
 import userdm
 from support import oracle
+from support.golden import Golden
 from support.thin import run_tool
 from userdm.storage import open_storage
 from userdm.tools.dump import dump_storage
@@ -26,6 +27,10 @@ SECTORS = 32771
 SIZE = SECTORS * 512
 POOLS = {"small": (128, ["skip_block_zeroing"]), "odd": (384, [])}
 """name -> (sectors in a data block, features)"""
+CHANGED = {"sharers": range(13), "walkthrough": range(3)}
+"""Pools that the kernel made and we wrote on: name -> its volumes."""
+WINDOW = (896 << 20, 16 << 20)
+"""Offset and length, in bytes, of the part of walkthrough's volumes that no file uses and we write to."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.oracle
@@ -51,7 +56,9 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Pools:
     made = Pools(tmp_path_factory.mktemp("round-trip"), why_no_walk(), {}, defaultdict(list))
     for name in POOLS:
         make(made, name)
-    names = list(POOLS)
+    for name in CHANGED:
+        change(made, name)
+    names = [*POOLS, *CHANGED]
     if made.walk is None:
         walk(made)
         names.append("walk")
@@ -94,6 +101,33 @@ def make(made: Pools, name: str) -> None:
             pool.message("set_transaction_id 0 5")
         for volume in volumes:
             made.here[f"before {name}-{volume.dev_id}"] = checksum(volume)
+    made.here[f"dump {name}"] = hashlib.sha256(dumped(metadata).encode()).hexdigest()
+
+
+def change(made: Pools, name: str) -> None:
+    """Write on a golden pool: over shared blocks, into holes, after a snapshot of ours."""
+    golden = Golden(name)
+    golden.unpack(made.folder)
+    metadata, data = made.files(name)
+    (made.folder / "m.img").rename(metadata)
+    (made.folder / "d.img").rename(data)
+    start, length = WINDOW if name == "walkthrough" else (0, golden.volumes[0].sectors * 512)
+    features = golden.printed("table")["pool"].split()[8:]
+    pick = random.Random(name)
+    with userdm.Pool(metadata, data, features=features) as pool:
+        volumes = [pool.open_thin(volume.dev_id, volume.sectors * 512) for volume in golden.volumes]
+        volumes.append(pool.create_snap(20, volumes[1]))
+        for volume in volumes:
+            with volume.open() as file:
+                for _ in range(12):
+                    file.seek(start + pick.randrange(length // 512 - 256) * 512)
+                    file.write(pick.randbytes(512) * pick.choice([1, 8, 200]))
+                file.discard(start + 5 * 65536, 2 * 65536)
+        for volume in volumes:
+            with volume.open() as file:
+                file.seek(start)
+                digest = hashlib.sha256(file.read(length) or b"")
+            made.here[f"before {name}-{volume.dev_id}"] = digest.hexdigest()
     made.here[f"dump {name}"] = hashlib.sha256(dumped(metadata).encode()).hexdigest()
 
 
@@ -141,7 +175,7 @@ def need_walk(pools: Pools, name: str) -> None:
         pytest.skip(pools.walk)
 
 
-@for_each("small", "odd", "walk")
+@for_each("small", "odd", "sharers", "walkthrough", "walk")
 def test_the_kernels_tools_agree(pools: Pools, name: str) -> None:
     """thin_check is content, and thin_dump there wrote what we dumped here."""
     need_walk(pools, name)
@@ -152,6 +186,13 @@ def test_the_kernels_tools_agree(pools: Pools, name: str) -> None:
 @for_each("small", "odd")
 def test_the_kernel_reads_what_we_wrote(pools: Pools, name: str) -> None:
     for dev_id in (0, 1, 2):
+        key = f"before {name}-{dev_id}"
+        assert pools.there[key] == [pools.here[key]]
+
+
+@for_each(*CHANGED)
+def test_the_kernel_reads_its_own_pool_as_we_changed_it(pools: Pools, name: str) -> None:
+    for dev_id in (*CHANGED[name], 20):
         key = f"before {name}-{dev_id}"
         assert pools.there[key] == [pools.here[key]]
 
@@ -172,14 +213,14 @@ def test_we_read_what_the_kernel_wrote(pools: Pools, name: str) -> None:
     assert dumped(metadata) == run_tool("thin_dump", str(metadata)).stdout
 
 
-def test_the_kernel_mounts_what_the_walk_made(pools: Pools) -> None:
-    need_walk(pools, "walk")
+@for_each("walkthrough", "walk")
+def test_the_kernel_mounts_the_volumes(pools: Pools, name: str) -> None:
+    need_walk(pools, name)
     base = ["id.txt: hello world, I am a base"]
     snapshots = [*base, "id.txt: I am snap1", "snap1.txt: I am snap1"]
-    assert pools.there["file walk-0"] == base
-    assert pools.there["file walk-1"] == snapshots
-    assert pools.there["file walk-2"] == snapshots
-    assert [pools.there[f"fsck walk-{dev_id}"] for dev_id in (0, 1, 2)] == [["ok"]] * 3
+    wanted = {0: base, 1: snapshots, 2: snapshots} | ({20: snapshots} if name == "walkthrough" else {})
+    assert {dev_id: pools.there[f"file {name}-{dev_id}"] for dev_id in wanted} == wanted
+    assert all(pools.there[f"fsck {name}-{dev_id}"] == ["ok"] for dev_id in wanted)
 
 
 def test_what_the_kernel_wrote_on_the_walk_comes_home(pools: Pools, tmp_path: Path) -> None:
