@@ -27,7 +27,6 @@ from userdm.export.protocol import (
     WRITE_OUT,
     Op,
 )
-from userdm.export.syscalls import set_io_flusher
 from userdm.segment import Gate
 
 THREADS = 4
@@ -82,7 +81,6 @@ class Connection:
 
     def serve(self) -> None:
         """Take requests and answer them until the connection ends: the body of each serving thread."""
-        set_io_flusher()
         fd, file, worker, buffer = self._fd, self.file, self._backend.worker(), Buffer(MAX_WRITE)
         memory, incoming, views = buffer.memory, [buffer.request], buffer.data
         readv, write, unpack = os.readv, os.write, HOT.unpack_from
@@ -180,7 +178,6 @@ class Connection:
 
     def _retry(self, ready: SimpleQueue[Request | None]) -> None:
         """The body of the thread that tries parked requests again."""
-        set_io_flusher()
         worker = self._backend.worker()
         while (request := ready.get()) is not None:
             if self._parking.claim(request.unique) is None:

@@ -19,8 +19,6 @@ MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 
-PR_SET_IO_FLUSHER = 57
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -59,14 +57,3 @@ def fsmount(fd: int, attributes: int = 0) -> int:
     if mount < 0:
         _raise("fsmount")
     return mount
-
-
-def set_io_flusher() -> bool:
-    """Tell the kernel that this thread writes memory back: its allocations must not wait for write-back.
-
-    False when that is not allowed (it takes CAP_SYS_RESOURCE).
-    """
-    done: int = _libc.prctl(
-        PR_SET_IO_FLUSHER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)
-    )
-    return done == 0
