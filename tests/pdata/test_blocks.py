@@ -149,7 +149,7 @@ def test_the_cache_is_bounded_and_keeps_what_is_used() -> None:
         blocks.get(number, Bitmap, Bitmap)
         blocks.get(1, Bitmap, Bitmap)
     assert storage.reads == total - 1
-    assert len(blocks._young) + len(blocks._old) <= 2 * CACHE_BLOCKS
+    assert len(blocks.recent) + len(blocks._old) <= 2 * CACHE_BLOCKS
 
 
 def test_dirty_blocks_are_never_forgotten() -> None:

@@ -164,7 +164,7 @@ def test_every_damaged_block_is_seen() -> None:
 def enemy(block: bytearray, rng: random.Random) -> None:
     """Change a few words to what an enemy would try."""
     for _ in range(rng.choice((1, 1, 2, 5))):
-        at = rng.choice((rng.randrange(4, 64), rng.randrange(4, BLOCK_SIZE - 8))) & ~3
+        at = rng.choice((rng.randrange(4, 64), rng.randrange(4, 400), rng.randrange(4, BLOCK_SIZE - 8))) & ~3
         value = rng.choice(
             (0, 1, 2, 3, 252, 253, 2**32 - 1, 2**63, 2**64 - 1, rng.randrange(300), rng.randrange(2**64))
         )
@@ -176,7 +176,7 @@ def enemy(block: bytearray, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_an_enemys_metadata(seed: int) -> None:
-    """Words changed under a good checksum. What is read is an error or harmless; no exception but OSError."""
+    """Words changed under a good checksum: an error or no harm done; no exception but OSError."""
     clean = content(filled())
     rng = random.Random(seed)
     used = [
@@ -188,12 +188,51 @@ def test_an_enemys_metadata(seed: int) -> None:
     for _ in range(150):
         storage = MemoryStorage(len(clean))
         storage.write(0, clean)
-        for blocknr, salt in rng.sample(used, rng.choice((1, 2))):
+        for blocknr, salt in {rng.choice(used), rng.choice((used[0], rng.choice(used)))}:
             block = bytearray(clean[blocknr * BLOCK_SIZE : (blocknr + 1) * BLOCK_SIZE])
             enemy(block, rng)
             seal(block, blocknr, salt)
             storage.write(blocknr * BLOCK_SIZE, block)
         survives(storage)
+
+
+def sealed_superblock(storage: MemoryStorage, at: int, layout: str, value: int) -> None:
+    block = bytearray(content(storage)[:BLOCK_SIZE])
+    struct.pack_into(layout, block, at, value)
+    seal(block, 0, SUPERBLOCK_SALT)
+    storage.write(0, block)
+
+
+@pytest.mark.parametrize(
+    ("at", "layout", "value", "says"),
+    [
+        (72, "<Q", 0, "with this bitmap -"),
+        (200, "<Q", 0, "with this bitmap -"),
+        (44, "<I", 1 << 24, "time is 16777216, but mappings have room for 16777215"),
+        (320, "<Q", 0, "block 0 is referred to"),
+        (328, "<Q", 1 << 40, "is referred to, but blocks are 1 to 255"),
+        (48 + 8, "<Q", 200, "metadata block 200"),
+    ],
+)
+def test_numbers_in_the_superblock_that_cannot_be(at: int, layout: str, value: int, says: str) -> None:
+    storage = filled()
+    sealed_superblock(storage, at, layout, value)
+    with pytest.raises(OSError, match=says) as error:
+        pool = PoolMetadata.open(storage, 128)
+        pool.release_metadata_snap()
+        for dev in range(6):
+            pool.delete(dev)
+        commit(pool)
+    assert error.value.errno in (errno.EILSEQ, errno.ENOTBLK)
+
+
+def test_a_wrong_number_of_mapped_blocks() -> None:
+    pool = PoolMetadata.open(filled(), 128)
+    pool.open_thin(1).details.mapped_blocks = 10
+    with pytest.raises(OSError, match="said to have 10 mapped blocks, which cannot change by -1200") as error:
+        pool.open_thin(1).remove(0, 2000)
+    assert error.value.errno == errno.EILSEQ
+    assert pool.failed is not None
 
 
 def test_a_data_block_out_of_range_is_never_handed_out() -> None:

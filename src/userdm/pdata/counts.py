@@ -167,6 +167,11 @@ class Counts:
         elif start <= entry.none_free_before < end:
             entry.none_free_before = end
         self._recount(entry)
+        if not 0 <= self.nr_allocated <= self.nr_blocks:
+            raise corrupt(
+                entry.blocknr,
+                f"with this bitmap {self.nr_allocated} blocks are in use, expected 0 to {self.nr_blocks}",
+            )
 
     def set(self, block: int, count: int) -> None:
         """Set one count."""

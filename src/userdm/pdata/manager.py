@@ -32,22 +32,19 @@ class BlockManager:
         """Changed in this transaction."""
         self._sealed: dict[int, Block] = {}
         """Of the transaction that is being written; they must not change, nor be read from disk."""
-        self._young: dict[int, Block] = {}
+        self.recent: dict[int, Block] = {}
+        """The young generation; who finds a block here may take it."""
         self._old: dict[int, Block] = {}
 
     def get(self, blocknr: int, kind: type[B], make: Callable[[int, bytearray], B]) -> B:
         """The block, as ``make`` understands it. OSError when it cannot be read or is something else."""
-        block = self._young.get(blocknr)
+        block = self.recent.get(blocknr)
         if block is None:
             block = self._dig(blocknr) or self._read(blocknr, make)
             self._remember(block)
         if not isinstance(block, kind):
             raise OSError(errno.EILSEQ, f"metadata block {blocknr}: expected a {kind.kind}, found a {block.kind} there")
         return block
-
-    def cached(self, blocknr: int) -> Block | None:
-        """The block, when it was used lately."""
-        return self._young.get(blocknr)
 
     def _dig(self, blocknr: int) -> Block | None:
         return self.dirty.get(blocknr) or self._sealed.get(blocknr) or self._old.get(blocknr)
@@ -64,9 +61,9 @@ class BlockManager:
         return block
 
     def _remember(self, block: Block) -> None:
-        if len(self._young) >= CACHE_BLOCKS:
-            self._old, self._young = self._young, {}
-        self._young[block.blocknr] = block
+        if len(self.recent) >= CACHE_BLOCKS:
+            self._old, self.recent = self.recent, {}
+        self.recent[block.blocknr] = block
 
     def add(self, block: Block) -> None:
         """A new block of this transaction, in a place that nothing refers to."""
@@ -77,7 +74,7 @@ class BlockManager:
     def drop(self, blocknr: int) -> None:
         """A block of this transaction is not wanted after all."""
         del self.dirty[blocknr]
-        self._young.pop(blocknr, None)
+        self.recent.pop(blocknr, None)
         self._old.pop(blocknr, None)
 
     def seal(self) -> list[Block]:

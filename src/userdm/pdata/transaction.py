@@ -33,7 +33,9 @@ class Transaction:
 
     def node(self, blocknr: int, value_size: int) -> Node:
         """A btree node; if it is a leaf, then one with values of ``value_size`` bytes."""
-        node = self.blocks.get(blocknr, Node, lambda at, buffer: Node.read(at, buffer, value_size))
+        node = self.blocks.recent.get(blocknr)
+        if not isinstance(node, Node):
+            node = self.blocks.get(blocknr, Node, lambda at, buffer: Node.read(at, buffer, value_size))
         if node.value_size != value_size and node.leaf:
             raise corrupt(blocknr, f"btree leaf has values of {node.value_size} bytes, expected {value_size} bytes")
         return node

@@ -199,8 +199,19 @@ class ThinMetadata:
             values = array("Q", range(low, low + length * step, step)).tobytes()
             self.root = pool.trees.bottom.insert(self.root, vblock, values, self._replace)
             pool.data.map_reserved(pblock, length)
-            self.details.mapped_blocks += length - self._replaced
-            pool.touch(self)
+            self._count(length - self._replaced)
+
+    def _count(self, change: int) -> None:
+        """So many blocks more are mapped."""
+        mapped = self.details.mapped_blocks + change
+        if not 0 <= mapped <= MAX_KEY:
+            raise corrupt(
+                self.pool.details_root,
+                f"thin device {self.dev_id} is said to have {self.details.mapped_blocks} mapped blocks, "
+                f"which cannot change by {change}",
+            )
+        self.details.mapped_blocks = mapped
+        self.pool.touch(self)
 
     def _replace(self, leaf: Node, start: int, end: int) -> None:
         self._replaced += end - start
@@ -223,6 +234,5 @@ class ThinMetadata:
             pool.own(self)
             freed = len(pool.data.freed)
             self.root = remove(bottom, self.root, begin, end)
-            self.details.mapped_blocks -= mapped
-            pool.touch(self)
+            self._count(-mapped)
         return pool.data.freed[freed:]

@@ -120,6 +120,8 @@ class PoolMetadata:
                     f"{what} space map has {root.nr_blocks} blocks, {root.nr_allocated} in use; "
                     f"expected at most {most}, and no more in use than there are",
                 )
+        if superblock.time > MAX_TIME and not readonly:
+            raise corrupt(0, f"the superblock's time is {superblock.time}, but mappings have room for {MAX_TIME}")
         tx = Transaction(BlockManager(storage, metadata.nr_blocks))
         space = tx.space = MetadataSpaceMap(tx, metadata)
         return cls(storage, superblock, space, DataSpaceMap(tx, data), readonly=readonly)
