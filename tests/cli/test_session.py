@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.daemon import Daemon
 
 HERE = Path(__file__).parent
@@ -33,8 +34,12 @@ def comparable(text: str) -> list[tuple[str, list[str]]]:
     The read-ahead of a striped device is the stripes' in the kernel, a loop device's here.
     """
     text = re.sub(r"/dev/loop\d+", "LOOP", text)
-    text = re.sub(r"\b(253|7):(\d+)\b", lambda found: "LOOP" if found[1] == "7" and int(found[2]) < 1000 else "M:m", text)
-    text = re.sub(r"\b(253|7), (\d+)\b", lambda found: "LOOP" if found[1] == "7" and int(found[2]) < 1000 else "M, m", text)
+    text = re.sub(
+        r"\b(253|7):(\d+)\b", lambda found: "LOOP" if found[1] == "7" and int(found[2]) < 1000 else "M:m", text
+    )
+    text = re.sub(
+        r"\b(253|7), (\d+)\b", lambda found: "LOOP" if found[1] == "7" and int(found[2]) < 1000 else "M, m", text
+    )
     text = re.sub(r"^(out: .{16}) (253|  7) +\d+ ", r"\1 Maj Min ", text, flags=re.MULTILINE)
     text = re.sub(r",(253|7),\d+,", ",M,m,", text)
     text = re.sub(r"Maj Min +Stat", "Maj Min Stat", text)

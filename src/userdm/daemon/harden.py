@@ -28,6 +28,6 @@ def harden() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # only what is touched: each thread's stack would be 8 MiB otherwise
     if libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
-        log.warning("mlockall: %s", os.strerror(ctypes.get_errno()))
+        log.info("mlockall: %s", os.strerror(ctypes.get_errno()))
     if libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
-        log.warning("PR_SET_IO_FLUSHER: %s", os.strerror(ctypes.get_errno()))
+        log.info("PR_SET_IO_FLUSHER: %s", os.strerror(ctypes.get_errno()))

@@ -70,7 +70,7 @@ class StateFile:
                 raise ValueError("holds a device that is none")
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             aside = self._path.with_suffix(".bad")
             log.error("%s: %s; put aside as %s, starting without devices", self._path, error, aside.name)
             os.replace(self._path, aside)  # noqa: PTH105

@@ -5,6 +5,8 @@ Sizes in bytes. Device numbers are (major, minor).
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -52,8 +54,9 @@ class Exporter(Protocol):
 class NoExport:
     """A device of a program in-process: it has a number and nothing else."""
 
-    def __init__(self, devno: tuple[int, int]) -> None:
+    def __init__(self, devno: tuple[int, int], gone: Callable[[], None]) -> None:
         self.devno = devno
+        self._gone = gone
 
     def activate(self, name: str, readonly: bool) -> None:
         pass
@@ -68,7 +71,7 @@ class NoExport:
         return []
 
     def remove(self) -> None:
-        pass
+        self._gone()
 
 
 class NoExporter:
@@ -77,14 +80,17 @@ class NoExporter:
     MAJOR = 240
 
     def __init__(self) -> None:
-        self._taken: dict[int, NoExport] = {}
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
 
     def create(self, name: str, backend: Backend, minor: int | None) -> NoExport:
-        if minor is None:
-            minor = next(number for number in range(1 << 20) if number not in self._taken)
-        export = NoExport((self.MAJOR, minor))
-        self._taken[minor] = export
-        return export
+        with self._lock:
+            if minor is None:
+                minor = next(number for number in range(1 << 20) if number not in self._taken)
+            elif minor in self._taken:
+                raise OSError(errno.EBUSY, f"minor {minor} is taken")
+            self._taken.add(minor)
+        return NoExport((self.MAJOR, minor), lambda: self._taken.discard(minor))
 
     def freeze(self, exports: Sequence[Export]) -> Callable[[], None]:
         return lambda: None
