@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -335,3 +336,34 @@ def test_nothing_is_reached_past_the_end_of_a_volume(make_pool: MakePool) -> Non
         assert get(thin, BLOCK, 512) == b"a" * 512
         assert get(thin, BLOCK, 1024) == b"a" * 512 + bytes(512)
         assert get(thin, BLOCK + 512, 512) == bytes(512)
+
+
+def test_a_pool_grows(make_pool: MakePool, tmp_path: Path) -> None:
+    """Both files made larger, and the table loaded again over them, under a volume that is in use."""
+    from userdm.mapper.table import Line
+
+    pool = make_pool(size=4 * BLOCK)
+    base = pool.create_thin(0, 1 << 20)
+    put(base, 0, b"a" * 4 * BLOCK)
+    waiting = threading.Thread(target=put, args=(base, 4 * BLOCK, b"b" * 4 * BLOCK))
+    waiting.start()
+    time.sleep(0.2)
+    assert waiting.is_alive()
+    before = pool.status().split()[1]
+    for name, size in (("data.img", 16 * BLOCK), ("meta.img", 4 << 20)):
+        os.truncate(tmp_path / name, size)
+    line = Line(0, 16 * 128, "thin-pool", f"{tmp_path / 'meta.img'} {tmp_path / 'data.img'} 128 0")
+    pool.mapper.load(pool.device, [line])
+    pool.mapper.resume(pool.device)
+    waiting.join(10)
+    assert not waiting.is_alive(), "the write that waited for space goes on"
+    assert get(base, 0, 8 * BLOCK) == b"a" * 4 * BLOCK + b"b" * 4 * BLOCK
+    assert (before.split("/")[1], pool.status().split()[1].split("/")[1]) == ("512", "1024")
+    assert pool.status().split()[2] == "8/16"
+    pool.mapper.load(pool.device, [Line(0, 8 * 128, *(line.type, line.params))])
+    with pytest.raises(OSError) as caught:
+        pool.mapper.resume(pool.device)
+    assert caught.value.errno == errno.EINVAL
+    pool.mapper.load(pool.device, [line])
+    pool.mapper.resume(pool.device)
+    assert get(base, 0, BLOCK) == b"a" * BLOCK

@@ -25,6 +25,8 @@ from userdm.thin.volume import Volume
 
 COMMIT_PERIOD = 1.0
 """Seconds from the first change to the commit, as COMMIT_PERIOD (HZ) of dm-thin.c."""
+METADATA_BLOCK = 4096
+"""Bytes."""
 NO_SPACE_TIMEOUT = 60.0
 """Seconds that writes wait for space, as NO_SPACE_TIMEOUT_SECS of dm-thin.c."""
 
@@ -206,20 +208,22 @@ class Pool:
 
     def resize(self, data_blocks: int) -> None:
         """Take a larger data device into use, and as much of the metadata device as there is. EINVAL to shrink."""
-        grown = False
         with self.lock:
-            have = self.metadata.nr_data_blocks
+            have, had = self.metadata.nr_data_blocks, self.metadata.nr_metadata_blocks
             if data_blocks < have:
                 raise OSError(
                     errno.EINVAL, f"pool target of {data_blocks} blocks is too small: the metadata says {have} blocks"
                 )
+            if not self.readonly:
+                self.metadata.resize_metadata(self.metadata_storage.size // METADATA_BLOCK)
             if data_blocks > have:
                 self.check_writable()
                 self.metadata.resize_data(data_blocks)
-                self.changed()
-                grown = True
                 self._low_water_told = False
                 self._space_again()
+            grown = data_blocks > have or self.metadata.nr_metadata_blocks > had
+            if grown:
+                self.changed()
         if grown:
             self.commit()
 
