@@ -18,6 +18,11 @@ userdm suspend vol
 userdm message pool 0 create_snap 1 0
 userdm resume vol
 printf there | dd of="$nodes/vol" conv=notrunc,fsync status=none
+# whoever writes without a file system that could be frozen is in the way, unless he is not to be minded
+exec 4<>"$nodes/vol"
+userdm message pool 0 create_snap 2 0 2>&1 | sed -n 1,2p
+userdm message --force pool 0 create_snap 2 0
+exec 4<&-
 userdm create snap -r --table "0 32768 thin $nodes/pool 1"
 head -c 5 "$nodes/snap"; echo
 userdm daemon stop

@@ -29,6 +29,8 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
 """
 
 EXPECTED = """\
+device-mapper: message ioctl on pool  failed: Device or resource busy
+Command failed.
 hello
 stopped; the next start brings 3 devices back
 pool:L--w:2

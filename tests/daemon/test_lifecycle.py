@@ -224,6 +224,17 @@ def test_a_daemon_that_hangs_while_a_command_runs(daemon: Daemon) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
+def test_a_daemon_that_dies_while_a_command_runs(daemon: Daemon) -> None:
+    daemon.userdm("create", "a", "--table", "0 2048 zero")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(daemon.userdm, "wait", "a", code=1)
+        time.sleep(1)
+        daemon.kill()
+        said = waiting.result().stderr
+    assert "ended before it answered" in said
+    assert "Traceback" not in said
+
+
 def test_what_a_hung_daemon_never_heard_is_not_done_later(daemon: Daemon) -> None:
     daemon.userdm("create", "a", "--table", "0 2048 zero")
     pid = daemon.control.ping()
@@ -296,7 +307,10 @@ def test_a_waiting_client_that_dies_leaves_no_thread(daemon: Daemon) -> None:
             time.sleep(0.02)
 
     # the ping's own thread may still be ending
-    before = min(threads() for _ in range(50) if not time.sleep(0.01))
+    before = threads()
+    for _ in range(50):
+        time.sleep(0.01)
+        before = min(before, threads())
     waiters = [daemon.control.connect() for _ in range(5)]
     for waiter in waiters:
         frames.send_request(waiter, frames.IOCTL, dm_ioctl.DM_DEV_WAIT, Header(data_size=4096, name="a").pack())

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, MSG_PEEK, SOCK_STREAM, socket
-from errno import EACCES, ECONNREFUSED, ENOENT, ENOTDIR, ENXIO, ETIMEDOUT
+from errno import EACCES, ECONNREFUSED, ECONNRESET, ENOENT, ENOTDIR, ENXIO, EPROTO, ETIMEDOUT
 
 from userdm.abi import dm_ioctl as dm
 from userdm.abi import frames, runtime
@@ -165,19 +165,28 @@ class Control:
         sock = self._connect_or_start()
         try:
             frames.send_request(sock, kind, nr, buffer, flags=flags)
-            while True:
-                try:
-                    sock.recv(1, MSG_PEEK)
-                    break
-                except TimeoutError:
-                    try:
-                        self.ping()
-                    except NoDaemon:
-                        # about to end, it has no socket any more; if it dies, this connection says so
-                        continue
+            self._wait_readable(sock)
             return frames.receive_reply(sock)
+        except TimeoutError:
+            raise self._hung(frames.peer(sock)[0]) from None
+        except ConnectionError:
+            text = f"the daemon of {self.runtime_dir} ended before it answered: `userdm daemon log` may say why"
+            raise DaemonError(ECONNRESET, text) from None
         finally:
             sock.close()
+
+    def _wait_readable(self, sock: socket) -> None:
+        while True:
+            try:
+                sock.recv(1, MSG_PEEK)
+                return
+            except TimeoutError:
+                pass
+            try:
+                self.ping()
+            except NoDaemon:
+                # about to end, it has no socket any more; if it dies, the connection says so
+                continue
 
     def ioctl(self, nr: int, header: Header, payload: bytes = b"", *, force: bool = False) -> tuple[Header, bytes]:
         """One command with a buffer that is made larger until the answer fits; ControlError when it fails."""
@@ -204,9 +213,12 @@ class Control:
         errno, reply, detail = self.exchange(frames.QUERY, 0, json.dumps({"verb": verb, **arguments}).encode())
         if errno:
             raise ControlError(errno, detail)
-        answer = json.loads(reply)
+        try:
+            answer = json.loads(reply)
+        except ValueError as error:
+            raise DaemonError(EPROTO, f"the daemon's answer is no JSON: {error}") from None
         if not isinstance(answer, dict):
-            raise DaemonError(EACCES, f"the daemon answered {type(answer).__name__}, must be an object")
+            raise DaemonError(EPROTO, f"the daemon answered {type(answer).__name__}, must be an object")
         return answer
 
     # ---- devices ----------------------------------------------------------------------------------------------

@@ -69,7 +69,6 @@ def run(words: list[str]) -> int:
     if not least <= len(arguments) <= most:
         sys.stderr.write(f"Incorrect number of arguments.\n{usage()}")
         return 1
-    from userdm.api.errors import DaemonError
     from userdm.cli.session import Failed, Session
 
     try:
@@ -79,8 +78,11 @@ def run(words: list[str]) -> int:
     except Failed as failed:
         _complain(*failed.lines, "Command failed.", *(f"userdm: {line}" for line in failed.detail.splitlines()))
         return 1
-    except DaemonError as error:
-        _complain(f"userdm: {error.strerror}", "Command failed.")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # the daemon could not be asked, or its answer makes no sense
+        _complain(f"userdm: {error.strerror or error}", "Command failed.")
         return 1
     return 0
 

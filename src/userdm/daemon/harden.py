@@ -1,6 +1,6 @@
-"""What keeps a daemon that writes pages back from waiting for pages to be written back. Best effort, for root.
+"""What the process asks of the kernel for itself: above all, as one who writes pages back, not to wait for that.
 
-Both are inherited by threads started later: call before there are any.
+Threads that are started later inherit it: call before there are any.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import sys
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,15 @@ SWITCH_SECONDS = 0.0005
 
 
 def harden() -> None:
-    """Lock our pages in memory, allocate as one who must not wait for I/O, switch threads often."""
+    """Switch threads often, open many files; as root lock our pages, and allocate as one who must not wait for I/O.
+
+    Best effort: what is not allowed is said in the log.
+    """
     # a serving thread should not wait the default 5 ms for one that computes
     sys.setswitchinterval(SWITCH_SECONDS)
+    # each device takes a handful of descriptors
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
