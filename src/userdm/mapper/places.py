@@ -83,7 +83,6 @@ class Opened:
         self._found: dict[str, tuple[Place, dict[str, Any]]] = {}
         self._storages: list[FileStorage] = []
         self._devices: list[MappedDevice] = []
-        self._adapters: dict[int, Any] = {}
 
     def context(self, start: int, length: int, readonly: bool) -> LineContext:
         return LineContext(self, start, length, readonly)
@@ -179,7 +178,7 @@ class Opened:
         # a device may have been renamed since
         return [
             {**reference, "name": getattr(place, "name", None)} if reference["kind"] == "device" else reference
-            for place, reference in self._found.values()
+            for place, reference in list(self._found.values())  # the state is saved while a table is being closed
         ]
 
     @property
@@ -191,10 +190,7 @@ class Opened:
         """See targets.base.Context.storage."""
         if place.resolve is None:
             return place  # type: ignore[return-value]
-        if id(place) not in self._adapters:
-            device = next(device for device in self._devices if device is place)
-            self._adapters[id(place)] = device.storage()
-        return self._adapters[id(place)]  # type: ignore[no-any-return]
+        return next(device for device in self._devices if device is place).storage()
 
     def devno(self, place: Place) -> tuple[int, int] | None:
         if isinstance(place, FileStorage):
@@ -212,9 +208,6 @@ class Opened:
         return escape_argument(next(names, "?"))
 
     def release(self) -> None:
-        for adapter in self._adapters.values():
-            adapter.close()
-        self._adapters.clear()
         while self._storages:
             self.mapper.storages.release(self._storages.pop())
         with self.mapper.graph_lock:
