@@ -80,8 +80,8 @@ class ColdPath:
                 _narrow(lower, segment)
                 rest.extend(reversed(lower))
         except BaseException:
-            cancel(flat)
-            cancel(rest)
+            self._worker.give_back(flat)
+            self._worker.give_back(rest)
             raise
         at = offset
         for segment in flat:
@@ -102,7 +102,7 @@ class ColdPath:
                     if not isinstance(error, _Reported):
                         self._worker.report(segment, number, self._fence)
                 finally:
-                    cancel(segments[index + 1 :])
+                    self._worker.give_back(segments[index + 1 :])
                 if isinstance(error, _Reported):
                     raise error.cause from None
                 raise
@@ -154,9 +154,11 @@ class ColdPath:
                 failure = error
                 continue
             except BaseException:
-                cancel(segment.parts[index + 1 :])
+                self._worker.give_back(segment.parts[index + 1 :])
                 raise
-            cancel(segment.parts[index + 1 :])
+            self._worker.give_back(segment.parts[index + 1 :])
+            if self._worker.plane.fence_number != self._fence:
+                raise Again
             return
         raise failure or OSError(errno.EIO, "no part to read from")
 
@@ -168,7 +170,7 @@ class ColdPath:
             except OSError as error:
                 failure = error
             except BaseException:
-                cancel(segment.parts[index + 1 :])
+                self._worker.give_back(segment.parts[index + 1 :])
                 raise
         if failure is not None:
             raise failure
@@ -180,9 +182,11 @@ class ColdPath:
         """
         tail = segment.at + segment.length
         if segment.size <= CHUNK:
-            if len(self._block) != segment.size:
-                self._block = bytearray(segment.size)
-            block = memoryview(self._block)
+            # taken out while it is in use: the destination may be a layer that has a block to compose as well
+            buffer, self._block = self._block, bytearray()
+            if len(buffer) != segment.size:
+                buffer = bytearray(segment.size)
+            block = memoryview(buffer)
             self._read_source(segment.source, 0, block[: segment.at])
             if view is None:
                 fill_zeros(block[segment.at : tail])
@@ -190,6 +194,7 @@ class ColdPath:
                 block[segment.at : tail] = view
             self._read_source(segment.source, tail, block[tail:])
             self._direct(segment.dest, segment.dest_offset, segment.size, Intent.WRITE, block)
+            self._block = buffer
             return
         for start, end in ((0, segment.at), (tail, segment.size)):
             for at in range(start, end, CHUNK):

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from userdm.dataplane import Parked
@@ -69,7 +70,11 @@ class Plane:
         self.version = 0
         self.fence_number = 0
         self._slots: list[Slot] = []
+        self._flushes: list[Slot] = []
         self._lock = threading.Lock()
+        self._cache_lock = threading.Lock()
+        """Held to change the cache, never to look: what was revoked must not come back for a moment, since whoever
+        found it then would be waited for by nobody."""
 
     def worker(self) -> PlaneWorker:
         """A way in for one thread. Its slot goes when the worker is closed."""
@@ -85,34 +90,54 @@ class Plane:
 
     def revoke(self, offset: int, length: int) -> None:
         """No answer for this range is given from the cache any more; requests in flight may still finish on it."""
-        self.version += 1
-        cache, granule = self.cache, self.granule
-        first, last = offset // granule, (offset + length - 1) // granule
-        if last - first > len(cache):
-            self.cache = {key: entry for key, entry in list(cache.items()) if not first <= key <= last}
-            return
-        for key in range(first, last + 1):
-            cache.pop(key, None)
+        with self._cache_lock:
+            self.version += 1
+            cache, granule = self.cache, self.granule
+            first, last = offset // granule, (offset + length - 1) // granule
+            if last - first > len(cache):
+                self.cache = {key: entry for key, entry in cache.items() if not first <= key <= last}
+                return
+            for key in range(first, last + 1):
+                cache.pop(key, None)
 
     def fence(self, granule: int | None = None) -> None:
         """Drop the whole cache and send whoever comes out of a target back to the start of its request."""
-        self.version += 1
-        if granule is not None:
-            self.granule = granule
-        self.cache = {}
-        self.fence_number += 1
+        with self._cache_lock:
+            self.version += 1
+            if granule is not None:
+                self.granule = granule
+            self.cache = {}
+            self.fence_number += 1
 
     def drain(self, *, requests: bool) -> None:
-        """Wait for who was here at the call: with ``requests`` until each request has ended or is parked,
+        """Wait for who was here at the call: with ``requests`` until each request and flush has ended or is parked,
         otherwise only until none acts on a mapping that it got before."""
         with self._lock:
-            slots = list(self._slots)
+            slots = self._slots + self._flushes if requests else list(self._slots)
         for slot in slots:
             sequence = slot.sequence
             pause = 0.00005
             while sequence & 1 and slot.sequence == sequence and (requests or not slot.idle):
                 time.sleep(pause)
                 pause = min(pause * 2, 0.01)
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Around a flush of the layer, whoever asks for it: a worker of this plane, or a device above.
+
+        It holds no mapping, so that `grace` does not wait for it: a flush may itself wait for the blocks
+        that come back after the grace.
+        """
+        slot = Slot()
+        slot.sequence = 1
+        with self._lock:
+            self._flushes.append(slot)
+        try:
+            yield
+        finally:
+            slot.sequence += 1
+            with self._lock:
+                self._flushes.remove(slot)
 
     def grace(self) -> Callable[[], bool]:
         """A look at who is in flight now; the result answers whether all of those have left since."""
@@ -126,18 +151,17 @@ class Plane:
         read = place.read  # type: ignore[attr-defined]
         write = place.write if segment.writable else None  # type: ignore[attr-defined]
         delta = segment.offset - offset
-        granule, cache = self.granule, self.cache
-        keys = range(offset // granule, (offset + segment.length - 1) // granule + 1)
         low, high = offset - segment.before, offset + segment.length + segment.after
-        for key in keys:
-            start, stop = max(low, key * granule), min(high, (key + 1) * granule)
-            old = cache.get(key)
-            if old is not None and old[0] <= start and old[1] >= stop and (old[4] is not None or write is None):
-                continue
-            cache[key] = (start, stop, delta, read, write)
-        if self.version != version:
-            for key in keys:
-                cache.pop(key, None)
+        with self._cache_lock:
+            if self.version != version:
+                return
+            granule, cache = self.granule, self.cache
+            for key in range(offset // granule, (offset + segment.length - 1) // granule + 1):
+                start, stop = max(low, key * granule), min(high, (key + 1) * granule)
+                old = cache.get(key)
+                if old is not None and old[0] <= start and old[1] >= stop and (old[4] is not None or write is None):
+                    continue
+                cache[key] = (start, stop, delta, read, write)
 
 
 class PlaneWorker:
@@ -221,14 +245,7 @@ class PlaneWorker:
             offset, length = offset + piece, length - piece
 
     def flush(self) -> None:
-        slot = self.slot
-        slot.sequence += 1
-        slot.idle = True
-        try:
-            self.plane.layer.flush()
-        finally:
-            slot.idle = False
-            slot.sequence += 1
+        self.plane.layer.flush()
 
     # what the cold path asks of its worker
 
@@ -243,9 +260,18 @@ class PlaneWorker:
         finally:
             slot.idle = False
         if self.plane.fence_number != fence:
-            cancel(segments)
+            self.give_back(segments)
             raise Again
         return segments
+
+    def give_back(self, segments: Sequence[Segment]) -> None:
+        """Cancel segments that will not be used. Idle: a token may want the lock under which somebody drains."""
+        slot = self.slot
+        slot.idle = True
+        try:
+            cancel(segments)
+        finally:
+            slot.idle = False
 
     def report(self, segment: Segment, number: int, fence: int) -> None:
         """Tell the segment's token, if it has one, how it ended."""

@@ -15,7 +15,7 @@ from userdm.dataplane import Parked
 from userdm.dataplane.plane import DEFAULT_GRANULE, BlockingWorker, Plane, PlaneWorker
 from userdm.mapper.hooks import Export
 from userdm.mapper.table import Table
-from userdm.segment import Fail, Gate, Intent, Segment, Wait
+from userdm.segment import Direct, Fail, Gate, Intent, Segment, Wait
 
 if TYPE_CHECKING:
     from userdm.mapper.places import Opened
@@ -42,6 +42,9 @@ class MappedDevice:
         self.export: Export
         self._events = threading.Condition()
         self.plane = Plane(self)
+        self._storage: DeviceStorage | None = None
+        self._unflushed: OSError | None = None
+        """Why a suspend could not make durable what was written before it."""
 
     # what it is
 
@@ -81,20 +84,35 @@ class MappedDevice:
         table = self.live
         if table is None or offset < 0 or offset + length > table.size:
             return [Fail(length, errno.EIO)]
-        if table.readonly and intent is not Intent.READ:
+        if not table.readonly:
+            return table.resolve(offset, length, intent)
+        if intent is not Intent.READ:
             return [Fail(length, errno.EROFS)]
-        return table.resolve(offset, length, intent)
+        segments = table.resolve(offset, length, intent)
+        for segment in segments:
+            if isinstance(segment, Direct):
+                segment.writable = False
+        return segments
 
     def flush(self) -> None:
-        gate = self.gate
-        if gate is not None:
-            raise Parked(gate)
-        if self.live is not None:
-            self.live.flush()
+        with self.plane.flushing():
+            gate = self.gate
+            if gate is not None:
+                raise Parked(gate)
+            failure, self._unflushed = self._unflushed, None
+            if failure is not None:
+                raise OSError(failure.errno, failure.strerror) from failure
+            if self.live is not None:
+                self.live.flush()
 
     def storage(self) -> DeviceStorage:
-        """The device as storage, for a table above that reads and writes it by itself (a pool's metadata)."""
-        return DeviceStorage(self)
+        """The device as storage, for a table above that reads and writes it by itself (a pool's metadata).
+
+        One for the device's life: a pool goes on using it when the table that opened the pool was replaced.
+        """
+        if self._storage is None:
+            self._storage = DeviceStorage(self)
+        return self._storage
 
     # the graph
 
@@ -147,8 +165,10 @@ class MappedDevice:
             device.plane.fence()
 
     def drain(self, *, requests: bool) -> None:
+        # A request above may itself wait for this device, in a target that reads it: metadata, a commit. It holds no
+        # mapping while it does, and asks again when it comes out.
         for device in self.above():
-            device.plane.drain(requests=requests)
+            device.plane.drain(requests=requests and device is self)
 
     def grace(self) -> Callable[[], bool]:
         looks = [device.plane.grace() for device in self.above()]
@@ -189,10 +209,7 @@ class MappedDevice:
             self.gate = Gate()
             self.fence()
             self.drain(requests=True)
-            if table is not None and flush and not table.readonly:
-                table.flush()
-            for target in targets:
-                target.postsuspend()
+            self._settle(table, flush=flush)
         except BaseException:
             self._open_gate()
             for target in targets:
@@ -201,6 +218,18 @@ class MappedDevice:
                 thaw()
             raise
         self.thaw = thaw
+
+    def _settle(self, table: Table | None, *, flush: bool) -> None:
+        """Flush what is suspended. An error does not keep a broken table from being replaced, as it does not on
+        the kernel; it is for whoever wrote, and the next flush tells it."""
+        steps = [entry.target.postsuspend for entry in table.entries] if table is not None else []
+        if table is not None and flush and not table.readonly:
+            steps.insert(0, table.flush)
+        for step in steps:
+            try:
+                step()
+            except OSError as error:
+                self._unflushed = error
 
     def swap(self) -> Table | None:
         """Make the inactive table the live one; returns the old one, to be closed. Suspended already."""
