@@ -26,6 +26,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from userdm.segment import SECTOR, Direct, Intent, Place, Segment
@@ -97,6 +98,10 @@ class ThinPool(Target):
             found = _pools.get(key)
             if found is not None:
                 return self._share(found, host, arguments)
+            if any(other.host is host for other in _pools.values()):
+                raise TargetError(
+                    errno.EINVAL, f"metadata device {arguments[0]!r}: a different pool cannot replace a pool"
+                )
             mine = _pools[key] = _Open(None, host, 1)
         try:
             mine.pool = self._open()
@@ -158,7 +163,8 @@ class ThinPool(Target):
     def status_line(self, *, noflush: bool = False) -> str:
         pool = self.pool
         if not noflush and not pool.readonly and pool.gate is None:
-            pool.commit()
+            with suppress(OSError):  # the status says what became of it
+                pool.commit()
         with pool.lock:
             used_metadata, metadata, used_data, data = pool.used()
             root = pool.metadata.held_root or "-"
