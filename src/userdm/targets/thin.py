@@ -18,7 +18,7 @@ import errno
 from collections.abc import Sequence
 
 from userdm.segment import SECTOR, Direct, Intent, Place, Segment
-from userdm.targets.base import Context, Flushable, Target, TargetError, count
+from userdm.targets.base import Context, Flushable, Target, TargetError, count, number
 from userdm.targets.thin_pool import MAX_DEV_ID, ThinPool
 from userdm.thin.pool import Pool
 
@@ -33,9 +33,7 @@ class Thin(Target):
     def __init__(self, context: Context, arguments: Sequence[str]) -> None:
         super().__init__(context, arguments)
         count(arguments, 2, 3, self.syntax)
-        if not (arguments[1].isascii() and arguments[1].isdigit()) or int(arguments[1]) > MAX_DEV_ID:
-            raise TargetError(errno.EINVAL, f"device id {arguments[1]!r}: must be a number from 0 to {MAX_DEV_ID}")
-        self.dev_id = int(arguments[1])
+        self.dev_id = number("device id", arguments[1], 0, MAX_DEV_ID)
         self.origin: Place | None = None
         if len(arguments) == 3:
             if arguments[2] == arguments[0]:

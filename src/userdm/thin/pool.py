@@ -144,8 +144,9 @@ class Pool:
 
         EBUSY, unless forced, when somebody has it open who cannot be frozen.
         """
-        volume = self.volumes.get(origin)
-        hosts = volume.active() if volume is not None else []
+        with self.lock:
+            volume = self.volumes.get(origin)
+            hosts = volume.active() if volume is not None else []
         thaws: list[Callable[[], None]] = []
         if not force:
             holders = [text for host in hosts for text in host.writers()]
@@ -160,6 +161,7 @@ class Pool:
                 thaws.append(host.freeze())
             with self.lock:
                 self._check_message()
+                volume = self.volumes.get(origin)  # it may have been activated since
                 if volume is not None:
                     volume.quiesce()
                 self.metadata.create_snap(dev_id, origin)
@@ -242,6 +244,11 @@ class Pool:
             self._low_water_told = True
             self.on_event()
 
+    def unreserve(self, block: int, count: int) -> None:
+        """Blocks that were set aside are not wanted after all. The lock is held."""
+        self.metadata.unreserve_data(block, count)
+        self._space_again()
+
     def _space_again(self) -> None:
         """There are free blocks: out of the out-of-space mode, if that is where the pool is. The lock is held."""
         if self.no_space:
@@ -251,9 +258,15 @@ class Pool:
 
     # commit
 
+    @property
+    def settling(self) -> bool:
+        """Whether requests may be in flight on blocks that their volume left before the last commit."""
+        return bool(self._reclaim)
+
     def flush(self) -> None:
-        """Every completed write is durable, and every mapping that reaches it."""
-        if self._changed_at is None and not self._commits.running:
+        """Every completed write is durable, and every mapping that reaches it. EIO when a change could not be
+        committed, now or earlier, as bio_triggers_commit of dm-thin.c: it may have been the caller's."""
+        if self._changed_at is None and not self._commits.running and self.metadata.failed is None:
             self.data_storage.flush()
         else:
             self._commits.run()
@@ -265,9 +278,15 @@ class Pool:
     def _commit(self) -> None:
         with self.lock:
             self._changed_at, self._hurry = None, False
-            if self.metadata.failed:
-                raise OSError(errno.EIO, "an earlier commit of the metadata failed")
-            sealed = self.metadata.seal()
+            try:
+                if self.metadata.failed:
+                    raise OSError(errno.EIO, "an earlier commit of the metadata failed")
+                sealed = self.metadata.seal()
+            except OSError:
+                self._read_only = True
+                self._wake_all()
+                self.on_event()
+                raise
             passdown, self._passdown = self._passdown, []
             self._committing = True
         done = False
@@ -291,6 +310,13 @@ class Pool:
             elif not done:
                 self.on_event()
         self._wake()
+
+    def _wake_all(self) -> None:
+        """Whoever waits for space tries again. The lock is held."""
+        gates = self._freed_gate, self._space_gate
+        self._freed_gate, self._space_gate = Gate(), Gate()
+        for gate in gates:
+            gate.open()
 
     # the pool's own thread: commits in time, gives freed blocks back, ends the wait for space
 
@@ -350,12 +376,17 @@ class Pool:
         with self.lock:
             if self.gate is None:
                 self.gate = Gate()
-            volumes = list(self.volumes.values())
-        for volume in volumes:
-            volume.quiesce(requests=True)
+            hosts = [host for volume in self.volumes.values() for host, _ in volume.hosts.values()]
+        for host in hosts:
+            host.fence()
+        for host in hosts:
+            host.drain(requests=True)
 
     def resume(self) -> None:
+        """Go on. Who waits for space tries again: the table may bring another policy, and may wait anew."""
         with self.lock:
+            self._low_water_told = False
+            self._space_again()
             gate, self.gate = self.gate, None
         if gate is not None:
             gate.open()
@@ -373,6 +404,8 @@ class Pool:
                 self._give_back()
                 time.sleep(0.001)
         finally:
+            with self.lock:
+                self._wake_all()
             self.resume()
 
     # status, in the kernel's units

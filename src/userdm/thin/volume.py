@@ -37,16 +37,18 @@ class Provision:
     def done(self, number: int) -> None:
         """Segment's token: 0 maps the blocks, anything else gives them back. OSError when mapping fails."""
         pool = self.volume.pool
-        with pool.lock:
-            try:
-                if number == 0:
-                    self._map()
-                else:
-                    pool.metadata.unreserve_data(self.pblock, self.count)
-            finally:
-                for block in range(self.vblock, self.vblock + self.count):
-                    del self.volume.moving[block]
-        self.gate.open()
+        try:
+            with pool.lock:
+                try:
+                    if number == 0:
+                        self._map()
+                    else:
+                        pool.unreserve(self.pblock, self.count)
+                finally:
+                    for block in range(self.vblock, self.vblock + self.count):
+                        del self.volume.moving[block]
+        finally:
+            self.gate.open()
 
     def _map(self) -> None:
         pool, volume = self.volume.pool, self.volume
@@ -54,7 +56,7 @@ class Provision:
             pool.check_writable()
             volume.metadata.insert(self.vblock, self.pblock, self.count)
         except OSError as error:
-            pool.metadata.unreserve_data(self.pblock, self.count)
+            pool.unreserve(self.pblock, self.count)
             pool.metadata_error(error)
             raise
         pool.changed()
@@ -83,16 +85,13 @@ class Volume:
         for host, start in self.hosts.values():
             host.revoke(start + vblock * size, count * size)
 
-    def quiesce(self, *, requests: bool = False) -> None:
-        """Nobody acts any more on a mapping that was handed out before; with ``requests``, each of them has ended.
-
-        Those who come next ask the volume again, and wait for the pool's lock or gate.
-        """
+    def quiesce(self) -> None:
+        """Nobody acts any more on a mapping that was handed out before. Who comes next waits for the pool's lock."""
         hosts = [host for host, _ in self.hosts.values()]
         for host in hosts:
             host.fence()
         for host in hosts:
-            host.drain(requests=requests)
+            host.drain(requests=False)
 
     def grace(self) -> list[Callable[[], bool]]:
         return [host.grace() for host, _ in self.hosts.values()]
@@ -130,7 +129,7 @@ class _Request:
         for segment in self.out:
             token = segment.token if isinstance(segment, Direct | Copy) else None
             if isinstance(token, Provision):
-                self.pool.metadata.unreserve_data(token.pblock, token.count)
+                self.pool.unreserve(token.pblock, token.count)
                 for block in range(token.vblock, token.vblock + token.count):
                     del self.volume.moving[block]
                 token.gate.open()
@@ -216,7 +215,7 @@ class _Request:
         at, end = vblock, vblock + blocks
         while at < end:
             old = None if pblock is None else pblock + at - vblock
-            if old is not None and self.volume.metadata.exclusive(at):
+            if old is not None and self._exclusive(at):
                 self._mapped(at, 1, old, True)
                 at += 1
                 continue
@@ -225,7 +224,7 @@ class _Request:
             if high - low == self.block:
                 # a whole block copies nothing, and whole blocks in a row are one piece
                 while at + wanted < end and (at + wanted + 1) * self.block <= self.end:
-                    if old is not None and self.volume.metadata.exclusive(at + wanted):
+                    if old is not None and self._exclusive(at + wanted):
                         break
                     wanted += 1
             new = self._reserve(wanted, low)
@@ -234,6 +233,11 @@ class _Request:
             self._home(at, new[0], new[1], old)
             at += new[1]
         return True
+
+    def _exclusive(self, vblock: int) -> bool:
+        """Whether a shared block may be written in place: it is ours alone, and no reader of another volume that was
+        sent to it before is still on the way."""
+        return not self.pool.settling and self.volume.metadata.exclusive(vblock)
 
     def _reserve(self, wanted: int, low: int) -> tuple[int, int] | None:
         """Blocks for new homes; without any, the answer from byte ``low`` on is to wait or to fail."""
