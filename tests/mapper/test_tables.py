@@ -301,7 +301,7 @@ def test_ranges_lie_on_the_bounds_of_logical_blocks(tmp_path: Path, mapper: Mapp
         pytest.skip("needs root and /dev/loop-control")
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
-    command = ["losetup", "-b", "4096", "-f", "--show", path]
+    command = ["losetup", "-b", "4096", "-f", "--show", str(path)]
     loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         for start, length, word in ((4, 8, "start 4"), (8, 12, "length 12")):
