@@ -74,6 +74,19 @@ def test_counts_against_a_list(changes: list[tuple[str, int, int, int]]) -> None
     assert [again.counts.get(base + at) for at in range(60)] == model
 
 
+def test_a_count_that_cannot_grow() -> None:
+    counts = data_map().counts
+    counts.set(5, (1 << 32) - 2)
+    counts.inc(5, 1)
+    for run in ((5, 1), (4, 3)):
+        with pytest.raises(OSError, match="count of block 5 is 4294967295 and cannot grow") as error:
+            counts.inc(*run)
+        assert error.value.errno == errno.EILSEQ
+    counts.flush_many()
+    counts.dec(5, 1)
+    assert counts.get(5) == (1 << 32) - 2
+
+
 def test_counts_beyond_what_there_is() -> None:
     with pytest.raises(OSError, match="20000") as error:
         data_map().inc(19_990, 20)

@@ -148,6 +148,14 @@ class Counts:
             )
         return found
 
+    def _one_more(self, block: int, count: int) -> int:
+        """The count after the next reference, for a block whose bitmap says ``count``."""
+        if count == MANY:
+            count = self._many(block)
+            if count == MAX_COUNT:
+                raise corrupt(self.overflow_root, f"the count of block {block} is {count} and cannot grow")
+        return count + 1
+
     # changing
 
     def writable(self, page: int) -> tuple[IndexEntry, Bitmap]:
@@ -197,13 +205,12 @@ class Counts:
             base = page * ENTRIES + start
             if end - start == 1:
                 first = bitmap.get(start)
-                self._set(entry, bitmap, base, first, (self._many(base) if first == MANY else first) + 1)
+                self._set(entry, bitmap, base, first, self._one_more(base, first))
                 continue
             old = bitmap.counts(start, end)
             for match in _TWO_OR_MORE.finditer(old):
                 at = match.start()
-                value = self._many(base + at) + 1 if old[at] == MANY else MANY
-                self.many[base + at] = value
+                self.many[base + at] = self._one_more(base + at, old[at])
             bitmap.store(start, old.translate(_INC))
             zeros = old.count(0)
             if zeros:
