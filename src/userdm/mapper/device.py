@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from userdm.dataplane import Parked
@@ -34,6 +35,8 @@ class MappedDevice:
         self.inactive: Table | None = None
         self.gate: Gate | None = None
         self.removed = False
+        self.deleting = False
+        """No table may name it any more; under the mapper's graph lock."""
         self.deferred_remove = False
         self.event_nr = 0
         self.users: list[Opened] = []
@@ -94,6 +97,18 @@ class MappedDevice:
                 segment.writable = False
         return segments
 
+    @contextmanager
+    def using_live(self) -> Iterator[Table | None]:
+        """The live table, which is not closed meanwhile."""
+        table = self.live
+        while table is not None and not table.hold():
+            table = self.live
+        try:
+            yield table
+        finally:
+            if table is not None:
+                table.let_go()
+
     def flush(self) -> None:
         with self.plane.flushing():
             gate = self.gate
@@ -116,35 +131,24 @@ class MappedDevice:
 
     # the graph
 
-    def stands_on(self, other: MappedDevice) -> bool:
-        """Whether any table of this device leads down to ``other``. Under the mapper's graph lock."""
-        seen: set[int] = set()
-        rest = [self]
-        while rest:
-            device = rest.pop()
-            for table in (device.live, device.inactive):
-                for below in table.opened.devices if table is not None else []:
-                    if below is other:
-                        return True
-                    if id(below) not in seen:
-                        seen.add(id(below))
-                        rest.append(below)
-        return False
-
     def above(self) -> list[MappedDevice]:
         """This device and every one whose table leads down to it, the topmost first."""
+        with self.mapper.graph_lock:
+            return self.uppers()
+
+    def uppers(self) -> list[MappedDevice]:
+        """The same, with tables that are still being loaded. Under the mapper's graph lock."""
         order: list[MappedDevice] = []
         seen: set[int] = set()
-        with self.mapper.graph_lock:
-            stack: list[tuple[MappedDevice, bool]] = [(self, False)]
-            while stack:
-                device, done = stack.pop()
-                if done:
-                    order.append(device)
-                elif id(device) not in seen:
-                    seen.add(id(device))
-                    stack.append((device, True))
-                    stack.extend((user.device, False) for user in device.users)
+        stack: list[tuple[MappedDevice, bool]] = [(self, False)]
+        while stack:
+            device, done = stack.pop()
+            if done:
+                order.append(device)
+            elif id(device) not in seen:
+                seen.add(id(device))
+                stack.append((device, True))
+                stack.extend((user.device, False) for user in device.users)
         return order
 
     # what a pool below asks of it (thin.host.Host)

@@ -167,9 +167,11 @@ class Opened:
         return os.path.normpath(value) if self._root == "/" else self._root + value
 
     def _hold(self, device: MappedDevice) -> None:
-        """Count the table among the device's users; EINVAL for a loop."""
+        """Count the table among the device's users; EINVAL for a loop, ENXIO for a device that is going."""
         with self.mapper.graph_lock:
-            if device is self.device or device.stands_on(self.device):
+            if device.deleting:
+                raise OSError(errno.ENXIO, f"{device.name} is being removed")
+            if any(upper is device for upper in self.device.uppers()):
                 raise OSError(errno.EINVAL, f"a loop: {device.name} stands on {self.device.name}")
             device.users.append(self)
             self._devices.append(device)

@@ -98,10 +98,16 @@ class Mapper:
         """Take the device away. EBUSY while a table names it or somebody has it open, and nothing has changed."""
         with device.control:
             self._check_present(device)
-            if device.users:
-                holders = ", ".join(sorted({user.device.name for user in device.users}))
-                raise OSError(errno.EBUSY, f"{device.name} is in use by the table of {holders}")
-            device.export.remove()
+            with self.graph_lock:
+                if device.users:
+                    holders = ", ".join(sorted({user.device.name for user in device.users}))
+                    raise OSError(errno.EBUSY, f"{device.name} is in use by the table of {holders}")
+                device.deleting = True
+            try:
+                device.export.remove()
+            except BaseException:
+                device.deleting = False
+                raise
             with self._lock:
                 self._names.pop(device.name, None)
             device.destroy()
@@ -203,14 +209,14 @@ class Mapper:
             raise OSError(errno.EINVAL, "message is empty")
         if arguments[0].startswith("@"):
             raise OSError(errno.EINVAL, f"message {arguments[0]!r}: the core knows no such message")
-        table = device.live
         self._check_present(device)
-        if table is None:
-            raise OSError(errno.EINVAL, f"{device.name} has no live table")
-        for entry in table.entries:
-            if entry.start <= sector < entry.start + entry.length:
-                return entry.target.message(arguments, force=force)
-        raise OSError(errno.EINVAL, f"sector {sector}: must be from 0 to {table.size // SECTOR - 1}")
+        with device.using_live() as table:
+            if table is None:
+                raise OSError(errno.EINVAL, f"{device.name} has no live table")
+            for entry in table.entries:
+                if entry.start <= sector < entry.start + entry.length:
+                    return entry.target.message(arguments, force=force)
+            raise OSError(errno.EINVAL, f"sector {sector}: must be from 0 to {table.size // SECTOR - 1}")
 
     def close(self, report: Callable[[str], None] = lambda text: None) -> None:
         """Remove every device, the topmost first. What is in use stays, and EBUSY is raised at the end."""

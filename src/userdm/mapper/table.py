@@ -6,6 +6,7 @@ Follows drivers/md/dm-table.c: a table starts at sector 0, its lines follow each
 from __future__ import annotations
 
 import errno
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,9 @@ class Table:
         self.lines: list[Line] = []
         self.entries: list[Entry] = []
         self._starts: list[int] = []
+        self._holders: int = 0
+        self._closed = False
+        self._let_go = threading.Condition()
 
     @classmethod
     def build(cls, lines: Sequence[Line], opened: Opened, *, readonly: bool) -> Table:
@@ -195,8 +199,22 @@ class Table:
         if failure is not None:
             raise failure
 
+    def hold(self) -> bool:
+        """Keep the table from being closed until `let_go`; False when it is too late."""
+        with self._let_go:
+            self._holders += not self._closed
+            return not self._closed
+
+    def let_go(self) -> None:
+        with self._let_go:
+            self._holders -= 1
+            self._let_go.notify_all()
+
     def close(self) -> None:
         """Close the targets, the last first, and release what they stand on. The first error is raised at the end."""
+        with self._let_go:
+            self._closed = True
+            self._let_go.wait_for(lambda: self._holders == 0)
         failure: OSError | None = None
         while self.entries:
             try:
