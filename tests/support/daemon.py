@@ -13,10 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.check import check_file
 from userdm.api.control import Control
 from userdm.api.errors import DaemonError
 from userdm.api.start import lock_holder
 from userdm.export import mountinfo
+
+MAGIC_AT = 32
+MAGIC = (27022010).to_bytes(8, "little")
+"""struct thin_disk_superblock of dm-thin-metadata.c."""
 
 SECONDS = 60.0
 """No command of a test takes longer; one that does is killed and fails."""
@@ -152,4 +157,18 @@ def running_daemon() -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.take_down()
+        for metadata in pools_in(base):
+            check_file(metadata)
         shutil.rmtree(base)
+
+
+def pools_in(base: Path) -> list[Path]:
+    """The files below the folder that hold a pool's metadata, by the magic number in its superblock."""
+    found = []
+    for path in base.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                file.seek(MAGIC_AT)
+                if file.read(8) == MAGIC:
+                    found.append(path)
+    return found

@@ -17,7 +17,6 @@ class Stage:
         self.daemon = daemon
         self.base = daemon.base
         self.mounts: list[Path] = []
-        self.pools: list[Path] = []
 
     def sh(self, *words: object, code: int | None = 0, timeout: float = 120) -> str:
         done = subprocess.run(
@@ -43,7 +42,6 @@ class Stage:
         self.dm(
             "create", name, "--table", f"0 {size * MIB_SECTORS} thin-pool {metadata} {data} 128 0 {features}".rstrip()
         )
-        self.pools.append(metadata)
 
     def message(self, text: str, pool: str = "pool", code: int | None = 0) -> str:
         return self.dm("message", pool, "0", text, code=code)

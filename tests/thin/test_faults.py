@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ class Bench:
         self.metadata = Failing(2 << 20)
         self.data = Failing(64 * BLOCK)
         self.pool = Pool(self.metadata, self.data)
+        self.torn = False
 
     def put(self, thin: Thin, offset: int, data: bytes) -> int:
         """The errno, 0 for success."""
@@ -86,8 +88,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Closed and checked at the end, whatever the test did to it, unless it tore the metadata itself."""
+    made = Bench(tmp_path)
+    yield made
+    made.metadata.flush_error = made.metadata.write_error = made.data.flush_error = 0
+    made.data.bad.clear()
+    made.pool.close()
+    if not made.torn:
+        made.check()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
@@ -101,8 +110,6 @@ def test_a_new_block_that_cannot_be_written(bench: Bench, number: int) -> None:
     assert bench.put(base, BLOCK, b"c" * BLOCK) == 0
     assert bench.get(base, 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
     assert bench.pool.status().split()[2] == "2/64", "the block that failed was given back"
-    bench.pool.close()
-    bench.check()
 
 
 def test_one_bad_block_of_a_long_write(bench: Bench) -> None:
@@ -116,8 +123,6 @@ def test_one_bad_block_of_a_long_write(bench: Bench) -> None:
             assert bench.get(base, block * BLOCK, BLOCK) == b"c" * BLOCK
     assert bench.get(base, 3 * BLOCK, 4096) != errno.EIO, "sectors beside the bad ones"
     assert bench.get(base, 3 * BLOCK + 4096, 4096) == errno.EIO
-    bench.pool.close()
-    bench.check()
 
 
 def test_a_shared_block_that_cannot_be_read(bench: Bench) -> None:
@@ -133,8 +138,6 @@ def test_a_shared_block_that_cannot_be_read(bench: Bench) -> None:
     assert bench.get(snap, 0, 2 * BLOCK) == (
         b"a" * 100 + b"x" + b"a" * (BLOCK - 101) + b"a" * 100 + b"y" + b"a" * (BLOCK - 101)
     )
-    bench.pool.close()
-    bench.check()
 
 
 def test_a_flush_that_fails_is_told(bench: Bench) -> None:
@@ -149,8 +152,6 @@ def test_a_flush_that_fails_is_told(bench: Bench) -> None:
         bench.data.flush_error = 0
         file.flush()
     assert bench.pool.status().split()[4] == "rw", "no mapping was in the flush that failed"
-    bench.pool.close()
-    bench.check()
 
 
 @pytest.mark.parametrize("how", ["write_error", "flush_error"])
@@ -186,6 +187,7 @@ def test_a_torn_superblock_is_refused_untouched(bench: Bench) -> None:
     bench.pool.close()
     first = bytearray(4096)
     bench.metadata.read(0, memoryview(first))
+    bench.torn = True
     bench.metadata.write(200, b"torn")
     with pytest.raises(OSError) as caught:
         Pool(bench.metadata, bench.data)

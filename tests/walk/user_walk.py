@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from support.daemon import Daemon
+from support.check import check_file
+from support.daemon import Daemon, pools_in
 from support.stage import Stage
 
 
@@ -56,8 +57,8 @@ def main(base: Path) -> None:
     finally:
         subprocess.run(["fusermount3", "-u", "-z", base / "mnt"], capture_output=True, check=False)
         stage.daemon.take_down()
-    for metadata in stage.pools:
-        subprocess.run(["thin_check", "-q", metadata], check=True)
+    for metadata in pools_in(base):
+        check_file(metadata)
     print("well")
 
 
