@@ -20,7 +20,7 @@ class Zero(Target):
     """No storage at all."""
 
     name = "zero"
-    version = (1, 2, 0)
+    version = (1, 1, 0)
     syntax = ""
 
     def __init__(self, context: Context, arguments: Sequence[str]) -> None:
