@@ -223,3 +223,26 @@ def test_two_pools_on_one_metadata_device(tmp_path: Path) -> None:
         assert caught.value.errno == errno.EBUSY
         assert "already in use by a pool" in str(caught.value)
     check_file(tmp_path / "m")
+
+
+def test_every_volume_is_told_of_a_flush_that_failed(bench: Bench, tmp_path: Path) -> None:
+    """The kernel reports an error of write-back once; the volume that did not ask must not hear that all is well."""
+    with Pool(tmp_path / "m", tmp_path / "d", create=8 << 20) as pool:
+        thins = [pool.create_thin(dev_id, SIZE) for dev_id in range(2)]
+        for thin in thins:
+            assert bench.put(thin, 0, b"a" * BLOCK) == 0
+            with thin.open() as file:
+                file.flush()
+        data = pool.device.live.entries[0].target.data  # type: ignore[union-attr]
+        fileno = data.fileno
+        data.fileno = 1 << 20  # fdatasync says EBADF, once
+        first, second = (BlockingWorker(thin.device.worker()) for thin in thins)
+        with pytest.raises(OSError):
+            first.flush()
+        data.fileno = fileno
+        with pytest.raises(OSError) as caught:
+            second.flush()
+        assert caught.value.errno == errno.EIO
+        for worker in (first, second):
+            worker.flush()
+            worker.close()

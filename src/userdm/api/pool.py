@@ -230,6 +230,8 @@ def _make_files(
     """Sparse files; the metadata's size by the rule of the kernel's document: 48 bytes a data block, 2 MiB at least."""
     if not isinstance(metadata, str | os.PathLike) or not isinstance(data, str | os.PathLike):
         raise TypeError("create: makes files, so metadata and data must be paths")
+    if Path(data).exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(data))
     wanted = min(max(48 * size // (block_sectors * SECTOR), METADATA_MIN), METADATA_MAX)
     for path, length in ((metadata, -(-wanted // 4096) * 4096), (data, size)):
         with open(path, "xb") as file:

@@ -141,15 +141,15 @@ def table_status(mapper: Mapper, call: Call) -> None:
 
 
 def _put_status(call: Call, device: MappedDevice) -> None:
-    table = call.table(device)
-    if table is None:
-        return
     as_table, noflush = call.has(dm.STATUS_TABLE), call.has(dm.NOFLUSH)
     records = []
-    for entry in table.entries:
-        target = entry.target
-        text = target.table_line() if as_table else target.status_line(noflush=noflush)
-        records.append((entry.start, entry.length, target.name, text))
+    with device.using(inactive=call.has(dm.QUERY_INACTIVE)) as table:
+        if table is None:
+            return
+        for entry in table.entries:
+            target = entry.target
+            text = target.table_line() if as_table else target.status_line(noflush=noflush)
+            records.append((entry.start, entry.length, target.name, text))
     call.put_records(records)
 
 

@@ -48,6 +48,8 @@ class MappedDevice:
         self._storage: DeviceStorage | None = None
         self._unflushed: OSError | None = None
         """Why a suspend could not make durable what was written before it."""
+        self._told_failures = 0
+        """Of the failed flushes of the storage below, how many the device has told its users of."""
 
     # what it is
 
@@ -98,11 +100,11 @@ class MappedDevice:
         return segments
 
     @contextmanager
-    def using_live(self) -> Iterator[Table | None]:
-        """The live table, which is not closed meanwhile."""
-        table = self.live
+    def using(self, *, inactive: bool = False) -> Iterator[Table | None]:
+        """The live table, or the inactive one, which is not closed meanwhile."""
+        table = self.inactive if inactive else self.live
         while table is not None and not table.hold():
-            table = self.live
+            table = self.inactive if inactive else self.live
         try:
             yield table
         finally:
@@ -118,7 +120,24 @@ class MappedDevice:
             if failure is not None:
                 raise OSError(failure.errno, failure.strerror) from failure
             if self.live is not None:
-                self.live.flush()
+                self._flush_table(self.live)
+
+    def _flush_table(self, table: Table) -> None:
+        """Flush; EIO also when the storage told another device of a failure that may have cost our bytes."""
+        try:
+            table.flush()
+        except OSError:
+            self._told_failures = table.failed_flushes
+            raise
+        failures = table.failed_flushes
+        if failures != self._told_failures:
+            self._told_failures = failures
+            raise OSError(errno.EIO, "a flush of the storage has failed since the device was last flushed")
+
+    @property
+    def failed_flushes(self) -> int:
+        """See Table.failed_flushes."""
+        return self.live.failed_flushes if self.live is not None else 0
 
     def storage(self) -> DeviceStorage:
         """The device as storage, for a table above that reads and writes it by itself (a pool's metadata).
@@ -228,7 +247,7 @@ class MappedDevice:
         the kernel; it is for whoever wrote, and the next flush tells it."""
         steps = [entry.target.postsuspend for entry in table.entries] if table is not None else []
         if table is not None and flush and not table.readonly:
-            steps.insert(0, table.flush)
+            steps.insert(0, lambda: self._flush_table(table))
         for step in steps:
             try:
                 step()
@@ -238,6 +257,7 @@ class MappedDevice:
     def swap(self) -> Table | None:
         """Make the inactive table the live one; returns the old one, to be closed. Suspended already."""
         old, self.live, self.inactive = self.live, self.inactive, None
+        self._told_failures = self.failed_flushes
         for device in self.above():
             device.plane.fence(None if device.live is None else device.live.granule)
         return old

@@ -25,43 +25,71 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"(\d{1,4}):(\d{1,7})")
 
 
+class _Shared:
+    """One storage and how many tables use it; ``lock`` is held while it is opened or closed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.storage: FileStorage | None = None
+
+
 class SharedStorage:
-    """Every open storage of a mapper by its identity: one descriptor each, however many tables name it."""
+    """Every open storage of a mapper by its identity: one descriptor each, however many tables name it.
+
+    A storage that is slow to open or to close holds up nobody who wants another one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[tuple[int, int, bool], tuple[FileStorage, int]] = {}
+        self._shared: dict[tuple[int, int, bool], _Shared] = {}
 
     def acquire(self, path: str, *, readonly: bool) -> FileStorage:
         info = os.stat(path)  # noqa: PTH116
         is_block = stat.S_ISBLK(info.st_mode)
         key = (info.st_rdev, 0, True) if is_block else (info.st_dev, info.st_ino, False)
         with self._lock:
-            if key in self._open:
-                storage, users = self._open[key]
-                if storage.readonly and not readonly:
+            shared = self._shared.setdefault(key, _Shared())
+            shared.users += 1
+        try:
+            with shared.lock:
+                if shared.storage is None:
+                    shared.storage = _open(path, readonly)
+                elif shared.storage.readonly and not readonly:
                     raise OSError(errno.EACCES, "opened read-only by another table", path)
-                self._open[key] = (storage, users + 1)
-                return storage
-            try:
-                storage = open_storage(path, readonly=False)
-            except OSError as error:
-                # a read-only table shares the descriptor of a writable one, so read-only is the second choice
-                if not readonly or error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
-                    raise
-                storage = open_storage(path, readonly=True)
-            self._open[key] = (storage, 1)
-            return storage
+                return shared.storage
+        except BaseException:
+            self._leave(key, shared)
+            raise
 
     def release(self, storage: FileStorage) -> None:
         with self._lock:
-            for key, (candidate, users) in list(self._open.items()):
-                if candidate is storage:
-                    if users > 1:
-                        self._open[key] = (storage, users - 1)
-                        return
-                    del self._open[key]
-                    storage.close()
+            key, shared = next(item for item in self._shared.items() if item[1].storage is storage)
+        self._leave(key, shared)
+
+    def _leave(self, key: tuple[int, int, bool], shared: _Shared) -> None:
+        with shared.lock:
+            with self._lock:
+                shared.users -= 1
+                if shared.users:
+                    return
+            # who comes now waits for the lock, and opens it again when it is closed
+            if shared.storage is not None:
+                shared.storage.close()
+                shared.storage = None
+            with self._lock:
+                if not shared.users:
+                    del self._shared[key]
+
+
+def _open(path: str, readonly: bool) -> FileStorage:
+    """A read-only table may share the descriptor of a writable one, so read-only is the second choice."""
+    try:
+        return open_storage(path, readonly=False)
+    except OSError as error:
+        if not readonly or error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        return open_storage(path, readonly=True)
 
 
 class Opened:

@@ -210,7 +210,7 @@ class Mapper:
         if arguments[0].startswith("@"):
             raise OSError(errno.EINVAL, f"message {arguments[0]!r}: the core knows no such message")
         self._check_present(device)
-        with device.using_live() as table:
+        with device.using() as table:
             if table is None:
                 raise OSError(errno.EINVAL, f"{device.name} has no live table")
             for entry in table.entries:

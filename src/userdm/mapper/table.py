@@ -184,6 +184,11 @@ class Table:
                 found += [(start + low, size) for low, size in entry.target.above(place, offset, length)]
         return found
 
+    @property
+    def failed_flushes(self) -> int:
+        """How often the storage below, all the way down, has failed to flush, whoever had asked."""
+        return sum(getattr(place, "failed_flushes", 0) for place in self.places)
+
     def flush(self) -> None:
         """Flush everything below, each thing once. The first error is raised when all have been tried."""
         points: dict[int, Flushable] = {}

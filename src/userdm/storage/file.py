@@ -60,6 +60,8 @@ class FileStorage:
         self.path = path
         self.readonly = readonly
         self._fds: list[int] = []
+        self.failed_flushes = 0
+        """How often a flush has failed. The kernel tells an error of write-back to one fsync only, whoever asks."""
         mode = os.stat(path).st_mode  # noqa: PTH116 - also names like /proc/self/fd/N
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise OSError(errno.ENOTBLK, "neither a block device nor a regular file", path)
@@ -130,7 +132,11 @@ class FileStorage:
             done += more
 
     def flush(self) -> None:
-        os.fdatasync(self.fileno)
+        try:
+            os.fdatasync(self.fileno)
+        except OSError:
+            self.failed_flushes += 1
+            raise
 
     def discard(self, offset: int, length: int) -> None:
         self._deallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
