@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class PoolModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory(prefix="userdm-model-")
+        # in memory where there is such a folder: what is flushed is not what this is about
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = tempfile.TemporaryDirectory(prefix="userdm-model-", dir=memory)
         self.metadata = Path(self.folder.name) / "meta.img"
         self.data = Path(self.folder.name) / "data.img"
         self.model: dict[int, bytearray] = {}
