@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOOP_CONTROL = "/dev/loop-control"
@@ -72,9 +72,12 @@ def _opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
-def _control(command: int, index: int) -> None:
+@contextmanager
+def _control() -> Iterator[int]:
+    """The control node, locked: a number and its node in /dev come and go together, for every daemon's threads."""
     with _opened(LOOP_CONTROL, os.O_RDWR) as control:
-        fcntl.ioctl(control, command, index)
+        fcntl.flock(control, fcntl.LOCK_EX)
+        yield control
 
 
 class LoopDevice:
@@ -97,20 +100,24 @@ class LoopDevice:
                     errno.EINVAL, f"minor {minor}: a loop device's is 0 to {LAST_MINOR} in steps of {1 << shift}"
                 )
             try:
-                _control(LOOP_CTL_ADD, minor >> shift)
+                return cls._add(minor >> shift)
             except FileExistsError:
                 raise OSError(errno.EBUSY, f"minor {minor} is taken by /dev/loop{minor >> shift}") from None
-            return cls(minor >> shift)
         limit = (LAST_MINOR + 1) >> shift
         for index in range(min(FIRST_INDEX, limit // 2), limit):
             if _sys(index).exists():
                 continue
             try:
-                _control(LOOP_CTL_ADD, index)
+                return cls._add(index)
             except FileExistsError:
                 continue  # somebody was quicker
-            return cls(index)
         raise OSError(errno.ENOSPC, "no loop device number is free")
+
+    @classmethod
+    def _add(cls, index: int) -> LoopDevice:
+        with _control() as control:
+            fcntl.ioctl(control, LOOP_CTL_ADD, index)
+            return cls(index)
 
     def _make_node(self) -> None:
         """devtmpfs makes the node, and udev gives it away as every disk; where neither runs it is up to us."""
@@ -222,13 +229,13 @@ def delete(index: int, patience: float = PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while True:
         try:
-            _control(LOOP_CTL_REMOVE, index)
-            break
-        except FileNotFoundError:
-            break
+            with _control() as control:
+                with suppress(FileNotFoundError):
+                    fcntl.ioctl(control, LOOP_CTL_REMOVE, index)
+                if not _sys(index).exists():
+                    node.unlink(missing_ok=True)
+            return
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.ENODEV) or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
-    if not _sys(index).exists():
-        node.unlink(missing_ok=True)
+        time.sleep(0.01)
