@@ -101,6 +101,19 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 10) -> N
         time.sleep(0.01)
 
 
+def free_minor() -> int:
+    """A number that no other test run beside this one picks, nor gets by chance."""
+    return 100_000 + os.getpid() * 4 % 900_000
+
+
+def disk(minor: int) -> int:
+    """Tells a loop device from another one that has the same number later; 0 when there is none."""
+    try:
+        return Path(f"/sys/block/loop{minor}").stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
 @contextmanager
 def raises(number: int) -> Iterator[None]:
     """OSError with this errno, and no other."""

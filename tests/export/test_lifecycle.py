@@ -13,7 +13,7 @@ import pytest
 
 from userdm.export.exporter import DeviceExporter
 
-from .backends import MiB, memory, raises, sh, wait_for
+from .backends import MiB, disk, free_minor, memory, raises, sh, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -29,12 +29,12 @@ def test_a_device_that_is_open_cannot_be_removed(exporter: DeviceExporter, mappe
         assert (mapper_dir / "vol").is_block_device()
         assert node.read(512) == bytes(512)
         minor = export.devno[1]
+        before = disk(minor)
         assert Path(f"/sys/dev/block/7:{minor}/loop/autoclear").read_text() == "0\n"
     assert export.open_count() == 0
     export.remove()
     assert not (mapper_dir / "vol").is_symlink()
-    assert not Path(f"/dev/loop{minor}").exists()
-    assert not Path(f"/sys/block/loop{minor}").exists()
+    assert disk(minor) != before
 
 
 def test_a_mounted_device_cannot_be_removed(exporter: DeviceExporter, mapper_dir: Path, tmp_path: Path) -> None:
@@ -45,6 +45,8 @@ def test_a_mounted_device_cannot_be_removed(exporter: DeviceExporter, mapper_dir
     sh("mkfs.ext4", "-q", mapper_dir / "vol")
     sh("mount", mapper_dir / "vol", point)
     assert export.open_count() == 1
+    with (mapper_dir / "vol").open("rb"):
+        assert export.open_count() == 2
     with raises(errno.EBUSY):
         export.remove()
     with (point / "held").open("w"):
@@ -164,11 +166,14 @@ def test_a_node_that_libdevmapper_made_is_replaced_and_removed(exporter: DeviceE
 
 
 def test_a_number_that_is_asked_for(exporter: DeviceExporter) -> None:
-    free = exporter.create("free", memory(), None)
-    minor = free.devno[1]
+    minor = free_minor()
+    first = exporter.create("first", memory(), minor)
+    assert first.devno == (7, minor)
+    assert Path(f"/dev/loop{minor}").is_block_device()
     with raises(errno.EBUSY):
         exporter.create("taken", memory(), minor)
-    free.remove()
+    first.remove()
+    assert not Path(f"/dev/loop{minor}").exists()
     assert exporter.create("again", memory(), minor).devno == (7, minor)
     with raises(errno.EBUSY):
         exporter.create("loop0", memory(), 0)
@@ -187,12 +192,13 @@ def test_the_end_with_a_device_in_use(exporter: DeviceExporter, mapper_dir: Path
     export = exporter.create("vol", memory(), None)
     export.activate("vol", False)
     node = os.open(mapper_dir / "vol", os.O_RDWR | os.O_DIRECT)
+    before = disk(export.devno[1])
     exporter.close()
     with raises(errno.EIO):
         os.preadv(node, [mmap.mmap(-1, 4096)], 0)
     os.close(node)
     assert len(exporter.clear_stale()) == 1
-    assert not Path(f"/sys/block/loop{export.devno[1]}").exists()
+    assert disk(export.devno[1]) != before
 
 
 def test_created_and_removed_by_several_threads(exporter: DeviceExporter, mapper_dir: Path) -> None:
@@ -233,7 +239,8 @@ def test_fifty_rounds_leave_nothing(exporter: DeviceExporter, mapper_dir: Path) 
         with (mapper_dir / "vol").open("r+b", buffering=0) as node:
             node.write(bytes(4096))
             os.fsync(node.fileno())
+        made = disk(export.devno[1])
         export.remove()
-        assert not Path(f"/sys/block/loop{export.devno[1]}").exists()
+        assert disk(export.devno[1]) != made
     assert state() == before
     assert not list(mapper_dir.iterdir())

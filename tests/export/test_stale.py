@@ -24,13 +24,13 @@ pytestmark = pytest.mark.root
 DAEMON = """
 import sys
 from pathlib import Path
-from export.backends import memory, sh
+from export.backends import free_minor, memory
 from userdm.export.exporter import DeviceExporter
 base = Path(sys.argv[1])
 exporter = DeviceExporter(base / "run", base / "mapper", as_root=True)
-for name in ("one", "two"):
-    exporter.create(name, memory(), None).activate(name, False)
-exporter.create("reserved", memory(), None)
+for number, name in enumerate(("one", "two")):
+    exporter.create(name, memory(), free_minor() + number).activate(name, False)
+exporter.create("reserved", memory(), free_minor() + 2)
 print(*(export.devno[1] for export in exporter._exports.values()), flush=True)
 sys.stdin.read()
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ class SyncStep:
 class _Loop:
     devno: Devno
     node: str
-    lies_on: frozenset[Devno]
-    """The device of the file system that holds its file, and the block device that is its file."""
+    backing: str
+    """The path of its file, as the driver knows it."""
 
 
 @dataclass
@@ -63,21 +64,30 @@ def _devno(path: Path) -> Devno:
 
 def _foreign_loops() -> Iterator[_Loop]:
     for name, backing in holders.loops_bound():
-        if backing == "/":
-            continue  # over a detached mount: one of ours, whose file is on no file system
-        node = f"/dev/{name}"
-        try:
-            fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                info = status(fd)
-            finally:
-                os.close(fd)
-            devno = _devno(Path(f"/sys/block/{name}/dev"))
-        except (OSError, ValueError):
-            continue
-        if info is not None:
-            numbers = (value for value in (info[0], info[2]) if isinstance(value, int) and value)
-            yield _Loop(devno, node, frozenset(_decode(number) for number in numbers))
+        # "/": over a detached mount, one of ours, whose file is on no file system
+        if backing != "/":
+            with contextlib.suppress(OSError, ValueError):
+                yield _Loop(_devno(Path(f"/sys/block/{name}/dev")), f"/dev/{name}", backing)
+
+
+def _has_file_on(loop: _Loop, superblock: Devno, mounts: list[Mount]) -> bool:
+    """Whether a loop device's file is on the file system.
+
+    The driver is asked only when the path speaks for it: while one has a loop device open, others cannot detach it.
+    """
+    if not any(loop.backing.startswith(mount.point.rstrip("/") + "/") for mount in mounts):
+        return False
+    try:
+        fd = os.open(loop.node, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        info = status(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return info is not None and isinstance(info[0], int) and _decode(info[0]) == superblock
 
 
 def _world() -> _World:
@@ -120,7 +130,7 @@ def _comes_from(mount: Mount, numbers: set[Devno]) -> bool:
 def _above(world: _World, devno: Devno) -> Iterator[tuple[Devno, str]]:
     """(number, node) of every device made of this one: foreign loop devices, partitions, and the kernel's holders."""
     for loop in world.loops:
-        if devno in loop.lies_on:
+        if loop.backing.startswith("/dev/") and holders.leads_to(loop.backing, devno):
             yield loop.devno, loop.node
     folder = Path(f"/sys/dev/block/{devno[0]}:{devno[1]}")
     for entry in [*folder.glob("*/partition"), *folder.glob("holders/*/dev")]:
@@ -152,7 +162,7 @@ def plan(devices: list[tuple[Devno, str]]) -> list[FreezeStep | SyncStep]:
         superblocks = list(_superblocks(world, devno))
         for number in superblocks:
             for loop in world.loops:
-                if number in loop.lies_on:
+                if _has_file_on(loop, number, world.mounts[number]):
                     visit(loop.devno, loop.node)
             if number not in seen_superblocks:
                 seen_superblocks.add(number)
