@@ -55,9 +55,9 @@ def write(device: MappedDevice, offset: int, data: bytes) -> None:
 REFUSED = [
     # lines, errno, words that must be said
     ([], errno.EINVAL, ["0 lines"]),
-    ([(1, 8, "zero", "")], errno.EINVAL, ["line 1", "start 1", "must be 0", "gap"]),
-    ([(0, 8, "zero", ""), (9, 8, "zero", "")], errno.EINVAL, ["line 2", "start 9", "must be 8", "gap"]),
-    ([(0, 8, "zero", ""), (7, 8, "zero", "")], errno.EINVAL, ["line 2", "start 7", "must be 8", "overlap"]),
+    ([(1, 8, "zero", "")], errno.EINVAL, ["line 1", "start 1", "must be 0", "a gap"]),
+    ([(0, 8, "zero", ""), (9, 8, "zero", "")], errno.EINVAL, ["line 2", "start 9", "must be 8", "a gap"]),
+    ([(0, 8, "zero", ""), (7, 8, "zero", "")], errno.EINVAL, ["line 2", "start 7", "must be 8", "an overlap"]),
     ([(0, 0, "zero", "")], errno.EINVAL, ["line 1", "length 0", "at least 1"]),
     ([(0, 1 << 62, "zero", "")], errno.EINVAL, ["line 1", "length", "must end at"]),
     ([(0, 8, "nought", "")], errno.EINVAL, ["line 1", "'nought'", "linear"]),

@@ -77,8 +77,8 @@ def check_layout(lines: Sequence[Line]) -> None:
     for index, line in enumerate(lines, 1):
         where = f"table line {index}"
         if line.start != expected:
-            fault = "gap" if line.start > expected else "overlap"
-            raise TableError(errno.EINVAL, f"{where}: start {line.start}: must be {expected}, there is a {fault}")
+            fault = "a gap" if line.start > expected else "an overlap"
+            raise TableError(errno.EINVAL, f"{where}: start {line.start}: must be {expected}, there is {fault}")
         if line.length <= 0:
             raise TableError(errno.EINVAL, f"{where}: length {line.length}: must be at least 1 sector")
         expected += line.length
