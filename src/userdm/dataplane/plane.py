@@ -37,6 +37,14 @@ DEFAULT_GRANULE = 1 << 20
 Entry = tuple[int, int, int, Callable[[int, memoryview], None], Callable[[int, memoryview], None] | None]
 
 
+def _nothing(offset: int, view: memoryview) -> None:
+    raise AssertionError("no request fits into an empty range")
+
+
+NOWHERE: Entry = (0, -1, 0, _nothing, None)
+"""What the hot path finds where nothing is kept: no request lies in it."""
+
+
 class Layer(Protocol):
     """What a plane needs to know of the device that it serves."""
 
@@ -181,9 +189,9 @@ class PlaneWorker:
         try:
             plane = self.plane
             length = len(view)
-            entry = plane.cache.get(offset // plane.granule)
-            if entry is not None and entry[0] <= offset and offset + length <= entry[1]:
-                entry[3](offset + entry[2], view)
+            start, end, delta, read, _ = plane.cache.get(offset // plane.granule, NOWHERE)
+            if start <= offset and offset + length <= end:
+                read(offset + delta, view)
             elif not self._long(offset, view, 3):
                 self._cold.run(Intent.READ, offset, view, length)
         finally:
@@ -195,9 +203,9 @@ class PlaneWorker:
         try:
             plane = self.plane
             length = len(view)
-            entry = plane.cache.get(offset // plane.granule)
-            if entry is not None and entry[0] <= offset and offset + length <= entry[1] and entry[4] is not None:
-                entry[4](offset + entry[2], view)
+            start, end, delta, _, write = plane.cache.get(offset // plane.granule, NOWHERE)
+            if write is not None and start <= offset and offset + length <= end:
+                write(offset + delta, view)
             elif not self._long(offset, view, 4):
                 self._cold.run(Intent.WRITE, offset, view, length)
         finally:
