@@ -367,3 +367,11 @@ def test_a_pool_grows(make_pool: MakePool, tmp_path: Path) -> None:
     pool.mapper.load(pool.device, [line])
     pool.mapper.resume(pool.device)
     assert get(base, 0, BLOCK) == b"a" * BLOCK
+
+
+@pytest.mark.parametrize("size", [0, -512, 1001])
+def test_a_size_that_cannot_be_makes_nothing(make_pool: MakePool, size: int) -> None:
+    pool = make_pool()
+    with pytest.raises(ValueError, match=f"size {size}: must be a multiple of 512"):
+        pool.create_thin(0, size)
+    pool.create_thin(0, 512)

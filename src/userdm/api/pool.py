@@ -119,6 +119,7 @@ class Pool:
 
     def create_thin(self, dev_id: int, size: int) -> Thin:
         """A new empty volume of ``size`` bytes, active. EEXIST for an id in use."""
+        _check_size(size)
         self.message(f"create_thin {dev_id}")
         return self.open_thin(dev_id, size)
 
@@ -128,11 +129,13 @@ class Pool:
             size, origin = size if size is not None else origin.size, origin.dev_id
         if size is None:
             raise ValueError("size: a snapshot of an origin that is given by its id needs one")
+        _check_size(size)
         self.message(f"create_snap {dev_id} {origin}")
         return self.open_thin(dev_id, size)
 
     def open_thin(self, dev_id: int, size: int) -> Thin:
         """Activate a volume that the pool has, with ``size`` bytes of it. ENODATA for an unknown id."""
+        _check_size(size)
         line = Line(0, size // SECTOR, "thin", f"/dev/mapper/pool {dev_id}")
         return Thin(self, dev_id, self._activate(f"thin-{dev_id}", line))
 
@@ -215,6 +218,11 @@ class DeviceFile(io.RawIOBase):
                 super().close()
             finally:
                 self._worker.close()
+
+
+def _check_size(size: int) -> None:
+    if size <= 0 or size % SECTOR:
+        raise ValueError(f"size {size}: must be a multiple of {SECTOR} bytes, and not 0")
 
 
 def _size(data: str | os.PathLike[str] | Storage) -> int:
