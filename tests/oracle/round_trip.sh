@@ -5,7 +5,6 @@ set -e
 dmesg -n 1
 create() { dmsetup create "$1" --table "$2"; dmsetup mknodes; }
 sum() { echo "$2 $1 $(/bin/sha256sum <"/dev/mapper/$1" | cut -d' ' -f1)"; }
-dump() { echo "dump $1 $(thin_dump "$2" | /bin/sha256sum | cut -d' ' -f1)"; }
 # fill DEVICE SECTOR COUNT WORD
 fill() {
     yes "$4" | /bin/dd of="/dev/mapper/$1" bs=$(($3 * 512)) count=1 seek=$(($2 * 512)) oflag=seek_bytes,direct \
@@ -17,7 +16,6 @@ pool() {
     local name=$1 meta=$2 data=$3 block=$4
     shift 4
     thin_check -q "$meta" && echo "check $name ok"
-    dump "$name" "$meta"
     create "$name" "0 $(blockdev --getsz "$data") thin-pool $meta $data $block 0 $# $*"
     echo "status $name $(dmsetup status "$name")"
 }

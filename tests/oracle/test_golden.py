@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support.dump import in_old_words
 from support.golden import GOLDENS, Golden, Volume
 from support.thin import run_tool
 from userdm.api.pool import DeviceFile
@@ -36,7 +37,9 @@ def pool_of(golden: Golden, folder: Path) -> Iterator[Mapper]:
         yield mapper
     finally:
         mapper.close()
-    assert run_tool("thin_check", "-q", f"{folder}/m.img").returncode == 0
+    # the kernel itself leaves a leaked block behind where it gave a transaction up
+    lenient = ["--ignore-non-fatal-errors"] if golden.name == "needs_check" else []
+    assert run_tool("thin_check", *lenient, "-q", f"{folder}/m.img").returncode == 0
 
 
 def activate(mapper: Mapper, name: str, line: Line) -> MappedDevice:
@@ -108,7 +111,7 @@ def test_needs_check_is_read_only(tmp_path: Path) -> None:
             file.seek((golden.volumes[0].sectors - 8) * 512)
             file.write(bytes(4096))
         assert failed.value.errno == errno.EIO
-    assert run_tool("thin_dump", f"{tmp_path}/m.img").stdout == golden.dump
+    assert in_old_words(run_tool("thin_dump", f"{tmp_path}/m.img").stdout) == golden.dump
 
 
 def test_what_is_held_stays_as_it_was(tmp_path: Path) -> None:
@@ -127,4 +130,4 @@ def test_what_is_held_stays_as_it_was(tmp_path: Path) -> None:
         mapper.message(mapper.find(name="pool"), 0, "delete 2")
     after = run_tool("thin_dump", "--metadata-snap", f"{tmp_path}/m.img")
     assert after.stdout == held.stdout
-    assert run_tool("thin_dump", f"{tmp_path}/m.img").stdout != golden.dump
+    assert in_old_words(run_tool("thin_dump", f"{tmp_path}/m.img").stdout) != golden.dump

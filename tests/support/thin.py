@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.dump import in_old_words
 from userdm.storage import MemoryStorage, Storage
 from userdm.thin.metadata import PoolMetadata
 from userdm.tools.dump import dump
@@ -44,16 +45,16 @@ def on_file(tool: str, storage: Storage, *args: str) -> subprocess.CompletedProc
         return run_tool(tool, *args, file.name)
 
 
-def thin_check(storage: Storage) -> None:
+def thin_check(storage: Storage, *options: str) -> None:
     """Fails with what thin_check says."""
-    done = on_file("thin_check", storage)
+    done = on_file("thin_check", storage, *options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def thin_dump(storage: Storage) -> str:
     done = on_file("thin_dump", storage)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return in_old_words(done.stdout)
 
 
 def dumped(pool: PoolMetadata) -> str:

@@ -61,12 +61,14 @@ def test_the_kernels_pools_can_be_changed(archive: Path) -> None:
         assert error.errno == errno.ENOSPC
         assert (archive.name, dumped(pool)) == ("needs_check.tar.xz", before)
     commit(pool)
-    thin_check(storage)
+    # where the kernel gave a transaction up it left a leaked block behind, which thin_check 1.x reports
+    lenient = ["--ignore-non-fatal-errors"] if archive.name == "needs_check.tar.xz" else []
+    thin_check(storage, *lenient)
     assert thin_dump(storage) == dumped(pool)
     for dev in devices:
         pool.delete(dev)
     commit(pool)
-    thin_check(storage)
+    thin_check(storage, *lenient)
     assert thin_dump(storage) == dumped(pool)
 
 
