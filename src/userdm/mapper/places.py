@@ -256,6 +256,7 @@ class LineContext:
         self.readonly = readonly
         self.storage = opened.storage
         self.describe = opened.describe
+        self.keep = opened.mapper.keep
 
     @property
     def host(self) -> MappedDevice:

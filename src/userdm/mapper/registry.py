@@ -18,6 +18,7 @@ from userdm.mapper.places import Opened, SharedStorage
 from userdm.mapper.table import Line, Table, TableError, split_arguments
 from userdm.segment import SECTOR
 from userdm.storage import Storage
+from userdm.storage.keep import Keep, NoKeep
 
 NAME_LENGTH = 128
 UUID_LENGTH = 129
@@ -26,9 +27,10 @@ UUID_LENGTH = 129
 class Mapper:
     """All mapped devices of one daemon, or of one program. ``folder`` is where exports make their nodes."""
 
-    def __init__(self, exporter: Exporter | None = None, folder: Path | None = None) -> None:
+    def __init__(self, exporter: Exporter | None = None, folder: Path | None = None, keep: Keep | None = None) -> None:
         self.exporter: Exporter = exporter if exporter is not None else NoExporter()
         self.folder = folder
+        self.keep: Keep = keep if keep is not None else NoKeep()
         self.storages = SharedStorage()
         self.attached: dict[str, Storage] = {}
         """Storage of this program that tables may name: memory, or a wrapper that a test put around a file."""

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from userdm.segment import SECTOR, Intent, Place, Segment
 from userdm.storage import Storage
+from userdm.storage.keep import Keep
 from userdm.thin.host import Host
 
 DEFAULT_GRANULE = 1 << 20
@@ -27,6 +28,11 @@ class Context(Protocol):
     start: int
     length: int
     readonly: bool
+
+    @property
+    def keep(self) -> Keep:
+        """What outlives this process."""
+        ...
 
     @property
     def host(self) -> Host:
