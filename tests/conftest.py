@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from support import budget
 from support.daemon import Daemon, missing, running_daemon
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    budget.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    budget.configure(config)
 
 
 @pytest.fixture

@@ -96,15 +96,15 @@ class BTree:
 
         The tree must not change meanwhile.
         """
-        stack: list[tuple[Node, int]] = []
-        node, seen = self.node(root), -1
+        stack: list[tuple[Node, int, int]] = []
+        node, high, seen = self.node(root), MAX_KEY + 1, -1
         while True:
             while not node.leaf:
                 if len(stack) >= MAX_DEPTH:
                     raise too_deep(root)
                 at = max(node.below(begin), 0)
-                stack.append((node, at))
-                node = self.node(node.values[at])
+                stack.append((node, at, high))
+                node, high = self._child(node, at, high)
             start = node.above(begin)
             stop = node.n if end > MAX_KEY else node.above(end)
             if start < stop:
@@ -115,7 +115,7 @@ class BTree:
                 seen = node.keys[stop - 1]
                 yield node, start, stop
             while stack:
-                node, at = stack.pop()
+                node, at, high = stack.pop()
                 if at + 1 < node.n:
                     break
             else:
@@ -123,8 +123,25 @@ class BTree:
             if node.keys[at + 1] >= end:
                 return
             begin = max(begin, node.keys[at + 1])
-            stack.append((node, at + 1))
-            node = self.node(node.values[at + 1])
+            stack.append((node, at + 1, high))
+            node, high = self._child(node, at + 1, high)
+
+    def _child(self, parent: Node, at: int, high: int) -> tuple[Node, int]:
+        """A child and the key that all of its keys are below; ``high`` is the parent's.
+
+        A child whose keys lie elsewhere would be passed over in silence. Where they do not, no node can be met twice
+        on the way through a tree, however its pointers are bent: the way ends.
+        """
+        node, low = self.node(parent.values[at]), parent.keys[at]
+        if at + 1 < parent.n:
+            high = parent.keys[at + 1]
+        if node.n and not low <= node.keys[0] <= node.keys[node.n - 1] < high:
+            raise corrupt(
+                node.blocknr,
+                f"keys are {node.keys[0]} to {node.keys[node.n - 1]}, expected from {low} and below {high}, "
+                f"as block {parent.blocknr} has it",
+            )
+        return node, high
 
     def any(self, root: int, begin: int, end: int) -> bool:
         """Whether there is an entry with a key from begin to end."""
@@ -141,8 +158,12 @@ class BTree:
             node = self.node(level[0])
             if node.leaf:
                 return total
-            nodes = map(self.node, level)
-            level = [child for node in nodes for child in node.values[: node.n]]
+            children: list[int] = []
+            for node in map(self.node, level):
+                children += node.values[: node.n]
+                if total + len(children) > self.tx.blocks.nr_blocks:
+                    raise corrupt(root, "the btree below it has more nodes than there are blocks, so it meets itself")
+            level = children
             total += len(level)
         raise too_deep(root)
 

@@ -279,8 +279,9 @@ class Pool:
         with self.lock:
             self._changed_at, self._hurry = None, False
             try:
-                if self.metadata.failed:
-                    raise OSError(errno.EIO, "an earlier commit of the metadata failed")
+                failed = self.metadata.failed
+                if failed:
+                    raise OSError(errno.EIO, f"an earlier change of the metadata failed: {failed.strerror}")
                 sealed = self.metadata.seal()
             except OSError:
                 self._read_only = True
