@@ -39,3 +39,25 @@ userdm remove vol; userdm remove pool; userdm remove own
 say stop userdm daemon stop
 say left ls /dev/userdm
 say check thin_check -q /dev/loop6
+
+# the same with udev, which opens every block device that comes or changes
+printf 'root:x:0:\ndisk:x:6:\n' >/etc/group
+printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd
+systemd-udevd --daemon 2>/dev/null
+udevadm trigger
+udevadm settle
+userdm create pool --table "$pool"
+for round in 1 2 3 4; do
+    userdm message pool 0 "create_snap 2$round 8"
+    userdm create vol --table "0 204800 thin /dev/userdm/pool 2$round"
+    userdm rename vol volume
+    mount -t ext4 /dev/userdm/volume /mnt && cat /mnt/two | sed 's/^/udev: /' && umount /mnt
+    say udev userdm remove volume
+    say udev userdm message pool 0 "delete 2$round"
+done
+say udev-knows udevadm info --query=symlink /dev/userdm/pool
+say udev userdm remove pool
+say udev-stop userdm daemon stop
+udevadm settle
+say udev-left ls /dev/userdm
+say udev-left sh -c 'ls -d /dev/loop16*'

@@ -56,3 +56,11 @@ def test_a_pool_goes_from_one_to_the_other_and_back(said: Said) -> None:
 def test_nothing_is_left(said: Said) -> None:
     assert said["stop"] == ["stopped; the next start brings 0 devices back"]
     assert said["left"] == []
+
+
+def test_udev_does_not_get_in_the_way(said: Said) -> None:
+    """Nothing that we remove is busy because udev looks at it; and it does look."""
+    assert said["udev"] == 4 * ["two"]
+    assert "disk/by-diskseq/" in said["udev-knows"][0]
+    assert said["udev-stop"] == ["stopped; the next start brings 0 devices back"]
+    assert said["udev-left"] == ["ls: /dev/loop16*: No such file or directory"]
