@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdata.conftest import new_transaction
 from userdm.pdata.bitmap import ENTRIES
-from userdm.pdata.counts import Root
+from userdm.pdata.counts import MAX_COUNT, Root
 from userdm.pdata.data_map import DataSpaceMap
 from userdm.pdata.metadata_map import MAX_BLOCKS, MetadataSpaceMap
 from userdm.pdata.transaction import Transaction
@@ -265,6 +265,20 @@ def test_a_block_without_reference_is_not_in_use(tx: Transaction) -> None:
     with pytest.raises(OSError, match="block 100: is in use, but its reference count is 0") as error:
         tx.dec(100)
     assert error.value.errno == errno.EILSEQ
+
+
+def test_a_metadata_blocks_count_has_an_end(tx: Transaction) -> None:
+    """As the bitmaps say it; what a count would be that does not fit was noticed only while it was written."""
+    blocknr = tx.space.allocate()
+    fold(tx)
+    tx.space.counts.set(blocknr, MAX_COUNT)
+    with pytest.raises(OSError, match=f"block {blocknr}: has 4294967295 references and cannot get another") as error:
+        tx.inc(blocknr)
+    assert error.value.errno == errno.EILSEQ
+    tx.dec(blocknr)
+    tx.inc(blocknr)
+    fold(tx)
+    assert tx.space.count(blocknr) == MAX_COUNT
 
 
 def test_no_metadata_block_left() -> None:

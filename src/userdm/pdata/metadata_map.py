@@ -11,7 +11,7 @@ import errno
 from userdm.pdata.allocator import Allocator
 from userdm.pdata.bitmap import ENTRIES, Bitmap
 from userdm.pdata.block import BLOCK_SIZE, INDEX_SALT, Block, corrupt
-from userdm.pdata.counts import Counts, IndexEntry, Root
+from userdm.pdata.counts import MAX_COUNT, Counts, IndexEntry, Root
 from userdm.pdata.transaction import Transaction
 
 MAX_BITMAPS = 255
@@ -158,7 +158,10 @@ class MetadataSpaceMap:
         return run[0]
 
     def inc(self, blocknr: int) -> None:
-        self._changed[blocknr] = self._referenced(blocknr) + 1
+        count = self._referenced(blocknr)
+        if count == MAX_COUNT:
+            raise corrupt(blocknr, f"has {count} references and cannot get another")
+        self._changed[blocknr] = count + 1
 
     def dec(self, blocknr: int, *, reuse: bool = False) -> None:
         """One reference less. ``reuse``: nothing that is or will be on disk needs a block without any."""
