@@ -34,13 +34,13 @@ def add_options(parser: pytest.Parser) -> None:
 def configure(config: pytest.Config) -> None:
     global _everything, _seed
     _everything, _seed = config.getoption("--all"), config.getoption("--seed")
-    settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
-    settings.register_profile("all", deadline=None, print_blob=True)
 
 
 def examples(count: int) -> settings:
     """For a Hypothesis test of the fuzz targets."""
-    return settings(settings.get_profile("all" if _everything else "fixed"), max_examples=scaled(count))
+    if _everything:
+        return settings(deadline=None, print_blob=True, max_examples=scaled(count))
+    return settings(deadline=None, print_blob=True, max_examples=count, derandomize=True, database=None)
 
 
 def scaled(count: int) -> int:

@@ -98,12 +98,12 @@ def c_string(buffer: bytes, start: int, what: str) -> tuple[str, int]:
     end = buffer.find(b"\0", start)
     if end < 0:
         raise invalid(f"{what}: no NUL before the buffer's end at byte {len(buffer)}")
-    return os.fsdecode(buffer[start:end]), end + 1
+    return os.fsdecode(bytes(buffer[start:end])), end + 1
 
 
 def cut_string(raw: bytes) -> str:
     """The string in a fixed field; one without a NUL is cut to leave room for it, as the kernel does."""
-    return os.fsdecode(raw[:-1].partition(b"\0")[0])
+    return os.fsdecode(bytes(raw[:-1].partition(b"\0")[0]))
 
 
 def terminated(text: str, what: str) -> bytes:
