@@ -45,7 +45,7 @@ def test_a_device_that_is_being_removed_gets_no_new_user(fails: bool, monkeypatc
 
     remove = low.export.remove
 
-    def slowly() -> None:
+    def slowly(later: object) -> None:
         load()
         if fails:
             raise OSError(errno.EBUSY, "somebody has it open")

@@ -147,9 +147,13 @@ def test_live_and_inactive(mapper: Mapper) -> None:
     mapper.clear(device)
     mapper.resume(device)
     assert read(device, 0, 1) == b"B", "a cleared table never gets live"
+    empty = mapper.create("empty")
+    mapper.resume(empty)
+    mapper.suspend(empty)
     with pytest.raises(OSError) as caught:
-        mapper.resume(mapper.create("empty"))
+        mapper.resume(empty)
     assert caught.value.errno == errno.EINVAL
+    assert empty.suspended
 
 
 def test_suspend_holds_and_resume_lets_go(mapper: Mapper) -> None:
@@ -242,7 +246,18 @@ def test_names(mapper: Mapper) -> None:
         mapper.find(name="one", uuid="UUID-1")
     assert caught.value.errno == errno.ENXIO
     mapper.rename(first, "uno")
-    assert mapper.find(name="uno").event_nr == 1
+    assert mapper.find(name="uno").event_nr == 0, "an event is the live table's"
+    mapper.load(first, [Line(0, 8, "zero", "")])
+    mapper.resume(first)
+    mapper.rename(first, "un")
+    assert first.event_nr == 1
+    mapper.set_uuid(mapper.find(name="x" * 127), "with/slash")
+    with pytest.raises(OSError) as caught:
+        mapper.set_uuid(first, "with/slash")
+    assert caught.value.errno == errno.EBUSY
+    with pytest.raises(OSError) as caught:
+        mapper.set_uuid(first, "another")
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_storage_is_shared_and_claimed(tmp_path: Path, mapper: Mapper) -> None:

@@ -66,6 +66,13 @@ DATA_OFFSET = 305
 HEADER_SIZE = 312
 """sizeof(struct dm_ioctl), and where payloads begin in what this project writes."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Buffer: TypeAlias = "bytes | bytearray"
+    """What came from a client: bytes, or a bytearray that is wiped when there were secrets in it."""
+
 _HEADER = Struct("<3IIIIiIIIQ128s129s7x")
 _VERSION = Struct("<3I")
 
@@ -91,7 +98,7 @@ def decode_dev(dev: int) -> tuple[int, int]:
     return (dev & 0xFFF00) >> 8, (dev & 0xFF) | ((dev >> 12) & 0xFFF00)
 
 
-def c_string(buffer: bytes, start: int, what: str) -> tuple[str, int]:
+def c_string(buffer: Buffer, start: int, what: str) -> tuple[str, int]:
     """The NUL-terminated string at ``start`` and the offset after its NUL."""
     if not 0 <= start < len(buffer):
         raise invalid(f"{what}: begins at byte {start} of {len(buffer)}")
@@ -101,7 +108,7 @@ def c_string(buffer: bytes, start: int, what: str) -> tuple[str, int]:
     return os.fsdecode(bytes(buffer[start:end])), end + 1
 
 
-def cut_string(raw: bytes) -> str:
+def cut_string(raw: Buffer) -> str:
     """The string in a fixed field; one without a NUL is cut to leave room for it, as the kernel does."""
     return os.fsdecode(bytes(raw[:-1].partition(b"\0")[0]))
 
@@ -180,7 +187,7 @@ class Header:
         )
 
     @classmethod
-    def unpack(cls, buffer: bytes) -> Header:
+    def unpack(cls, buffer: Buffer) -> Header:
         """The header at the front of ``buffer``, which may lack its 7 bytes of padding."""
         if len(buffer) < DATA_OFFSET:
             raise invalid(f"dm_ioctl: {len(buffer)} bytes, at least {DATA_OFFSET} are needed")
@@ -207,7 +214,7 @@ def pack_version(version: tuple[int, int, int]) -> bytes:
     return _VERSION.pack(*version)
 
 
-def unpack_version(buffer: bytes) -> tuple[int, int, int]:
+def unpack_version(buffer: Buffer) -> tuple[int, int, int]:
     if len(buffer) < _VERSION.size:
         raise invalid(f"version: {len(buffer)} bytes, {_VERSION.size} are needed")
     first, second, third = _VERSION.unpack(buffer[: _VERSION.size])

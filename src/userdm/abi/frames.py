@@ -108,8 +108,11 @@ def send_request(sock: socket, kind: int, nr: int, buffer: bytes, *, flags: int 
     sock.sendall(_REQUEST.pack(_MAGIC, kind, flags, nr, len(buffer)) + buffer)
 
 
-def receive_request(sock: socket) -> tuple[int, int, int, bytes]:
-    """(kind, flags, nr, buffer). EPROTO for what is no request; nothing is allocated for a length over the cap."""
+def receive_request(sock: socket) -> tuple[int, int, int, bytearray]:
+    """(kind, flags, nr, buffer). EPROTO for what is no request; nothing is allocated for a length over the cap.
+
+    The only copy of the buffer: who is done with secrets in it wipes it.
+    """
     magic, kind, flags, nr, length = _REQUEST.unpack(_receive(sock, _REQUEST.size))
     if magic != _MAGIC:
         raise _wrong(f"request begins with {magic!r}, must be {_MAGIC!r}")
@@ -117,7 +120,15 @@ def receive_request(sock: socket) -> tuple[int, int, int, bytes]:
         raise _wrong(f"request of kind {kind}, must be {IOCTL} or {QUERY}")
     if length > MAX_BUFFER:
         raise _wrong(f"request of {length} bytes, allowed are {MAX_BUFFER}")
-    return kind, flags, nr, _receive(sock, length)
+    buffer = bytearray(length)
+    view = memoryview(buffer)
+    done = 0
+    while done < length:
+        more = sock.recv_into(view[done:])
+        if not more:
+            raise OSError(ECONNRESET, f"the connection ended after {done} of {length} bytes")
+        done += more
+    return kind, flags, nr, buffer
 
 
 def send_reply(sock: socket, errno: int, buffer: bytes = b"", detail: str = "") -> None:

@@ -10,11 +10,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from userdm.abi.dm_ioctl import Buffer
+
 _NAME = Struct("<QI")
 _NAME_EXTRA = Struct("<II")
 _DEPS = Struct("<II")
 _VERSIONS = Struct("<I3I")
 _SECTOR = Struct("<Q")
+VERSION_SIZE = _VERSIONS.size
 _U64 = 1 << 64
 
 NAME_HAS_UUID = 1
@@ -132,7 +135,7 @@ def pack_message(sector: int, text: str) -> bytes:
     return _SECTOR.pack(sector) + terminated(text, "message")
 
 
-def unpack_message(payload: bytes) -> tuple[int, str]:
+def unpack_message(payload: Buffer) -> tuple[int, str]:
     if len(payload) < _SECTOR.size:
         raise invalid(f"message: {len(payload)} bytes, {_SECTOR.size} are needed")
     (sector,) = _SECTOR.unpack_from(payload)
@@ -145,5 +148,5 @@ def pack_string(text: str) -> bytes:
     return terminated(text, "string")
 
 
-def unpack_string(payload: bytes, what: str) -> str:
+def unpack_string(payload: Buffer, what: str) -> str:
     return c_string(payload, 0, what)[0]

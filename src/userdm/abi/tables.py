@@ -12,7 +12,9 @@ from userdm.abi.dm_ioctl import TYPE_LEN, align, c_string, cut_string, fixed_str
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from userdm.abi.dm_ioctl import Buffer
 
     Record = tuple[int, int, str, str]
 
@@ -38,9 +40,9 @@ def pack_load(records: Iterable[Record]) -> bytes:
     return bytes(out)
 
 
-def unpack_load(payload: bytes, count: int) -> list[Record]:
-    """The ``count`` records of a TABLE_LOAD."""
-    records: list[Record] = []
+def read_load(payload: Buffer, count: int) -> Iterator[Record]:
+    """The ``count`` records of a TABLE_LOAD, each decoded when it is asked for, as the kernel does it: what is wrong
+    with a line is told before what is wrong with the next one's record."""
     offset = step = 0
     for number in range(1, count + 1):
         offset += step
@@ -49,23 +51,30 @@ def unpack_load(payload: bytes, count: int) -> list[Record]:
             raise invalid(f"table line {number}: its record at byte {offset} does not fit the buffer's {len(payload)}")
         start, length, _, step, kind = _SPEC.unpack_from(payload, offset)
         text, _ = c_string(payload, offset + SPEC_SIZE, f"table line {number}")
-        records.append((start, length, cut_string(kind), text))
-    return records
+        yield start, length, cut_string(kind), text
+
+
+def unpack_load(payload: Buffer, count: int) -> list[Record]:
+    return list(read_load(payload, count))
 
 
 def pack_status(records: Sequence[Record], room: int) -> tuple[bytes, bool]:
-    """What of the records fits in ``room`` bytes, and whether that was not all of them (the buffer is full)."""
+    """What of the records fits in ``room`` bytes, and whether that was not all of them (the buffer is full).
+
+    As the kernel: a buffer is full when its last byte is used, and when the padding after a record does not fit.
+    """
     out = bytearray()
     used = 0
     for record in records:
         raw = terminated(record[3], "status")
-        # one byte must stay free, as in the kernel, which tells a full buffer by the last one being used
         if used + SPEC_SIZE + len(raw) >= room:
             return bytes(out), True
         out += bytes(used - len(out))
         following = align(used + SPEC_SIZE + len(raw))
         out += _pack(record, following) + raw
         used = following
+        if used > room:
+            return bytes(out), True
     return bytes(out), False
 
 

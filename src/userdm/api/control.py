@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Union
 
+    from userdm.abi.lists import Name
+
     Version = tuple[int, int, int]
     Record = tuple[int, int, str, str]
     Which = Union[str, "Device"]
@@ -40,6 +42,9 @@ PATIENCE = 3.0
 """Seconds that a daemon may take to say hello; also how long an answer is waited for before it is asked again
 whether it lives at all."""
 _BUFFER = 16 << 10
+WE_MAKE_NO_NODES = 0x20 << 16
+"""In the event number of resume, remove and rename, where libdevmapper has its udev flags: the caller does not
+touch the nodes, so the daemon moves them before it answers."""
 
 
 class Device:
@@ -87,6 +92,7 @@ class Info:
 
     @property
     def deferred_remove(self) -> bool:
+        """It goes with its last opener. In the answer to a deferred remove: it is not gone yet."""
         return bool(self._flags & dm.DEFERRED_REMOVE)
 
 
@@ -164,6 +170,12 @@ class Control:
         """
         sock = self._connect_or_start()
         try:
+            return self._ask(sock, kind, nr, buffer, flags)
+        finally:
+            sock.close()
+
+    def _ask(self, sock: socket, kind: int, nr: int, buffer: bytes, flags: int = 0) -> tuple[int, bytes, str]:
+        try:
             frames.send_request(sock, kind, nr, buffer, flags=flags)
             self._wait_readable(sock)
             return frames.receive_reply(sock)
@@ -172,8 +184,6 @@ class Control:
         except ConnectionError:
             text = f"the daemon of {self.runtime_dir} ended before it answered: `userdm daemon log` may say why"
             raise DaemonError(ECONNRESET, text) from None
-        finally:
-            sock.close()
 
     def _wait_readable(self, sock: socket) -> None:
         while True:
@@ -233,21 +243,39 @@ class Control:
 
     def remove(self, device: Which, *, deferred: bool = False) -> Info:
         """EBUSY when the device is in use, unless ``deferred``: then it goes with its last opener."""
-        return Info(self.ioctl(dm.DM_DEV_REMOVE, _header(device, dm.DEFERRED_REMOVE if deferred else 0))[0])
+        header = _header(device, dm.DEFERRED_REMOVE if deferred else 0)
+        header.event_nr = WE_MAKE_NO_NODES
+        return Info(self.ioctl(dm.DM_DEV_REMOVE, header)[0])
+
+    def remove_all(self, *, deferred: bool = False) -> None:
+        """Remove every device that is not in use; ``deferred``: the others as well, with their last openers."""
+        self.ioctl(dm.DM_REMOVE_ALL, Header(flags=dm.DEFERRED_REMOVE if deferred else 0))
 
     def rename(self, device: Which, new: str) -> Info:
-        return Info(self.ioctl(dm.DM_DEV_RENAME, _header(device), _string(new))[0])
+        """ENXIO for a device that is not given by its name, as the kernel has it. The answer has the old one."""
+        header = _header(device)
+        header.event_nr = WE_MAKE_NO_NODES
+        return Info(self.ioctl(dm.DM_DEV_RENAME, header, _string(new))[0])
 
     def set_uuid(self, device: Which, uuid: str) -> Info:
         """EINVAL when the device has one already."""
-        return Info(self.ioctl(dm.DM_DEV_RENAME, _header(device, dm.UUID), _string(uuid))[0])
+        header = _header(device, dm.UUID)
+        header.event_nr = WE_MAKE_NO_NODES
+        return Info(self.ioctl(dm.DM_DEV_RENAME, header, _string(uuid))[0])
 
     def suspend(self, device: Which, *, flush: bool = True, lockfs: bool = True) -> Info:
         return Info(self.ioctl(dm.DM_DEV_SUSPEND, _header(device, dm.SUSPEND | _how(flush, lockfs)))[0])
 
     def resume(self, device: Which, *, flush: bool = True, lockfs: bool = True) -> Info:
         """Make the inactive table live, if there is one, and let requests go on."""
-        return Info(self.ioctl(dm.DM_DEV_SUSPEND, _header(device, _how(flush, lockfs)))[0])
+        header = _header(device, _how(flush, lockfs))
+        header.event_nr = WE_MAKE_NO_NODES
+        return Info(self.ioctl(dm.DM_DEV_SUSPEND, header)[0])
+
+    def set_geometry(self, device: Which, cylinders: int, heads: int, sectors: int, start: int) -> None:
+        """Lost with the live table. EINVAL for numbers above 65535, 255, 255, and a start after that many sectors."""
+        text = f"{cylinders} {heads} {sectors} {start}"
+        self.ioctl(dm.DM_DEV_SET_GEOMETRY, _header(device), _string(text))
 
     def info(self, device: Which, *, inactive: bool = False, open_count: bool = True) -> Info | None:
         """None when there is no such device."""
@@ -265,14 +293,30 @@ class Control:
         header.event_nr = event_nr
         return Info(self.ioctl(dm.DM_DEV_WAIT, header)[0])
 
+    def arm_poll(self) -> socket:
+        """A socket that can be read from the next event on, of any device (or when the daemon ends).
+
+        Events are what the kernel wakes poll(2) on its control node for: a device made, removed or renamed, an
+        event of a target. What is to be read is of no use: close the socket, look at `names`, arm again.
+        """
+        sock = self._connect_or_start()
+        try:
+            errno, _, detail = self._ask(sock, frames.IOCTL, dm.DM_DEV_ARM_POLL, Header(version=dm.VERSION).pack())
+            if errno:
+                raise ControlError(errno, detail)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     # ---- tables -----------------------------------------------------------------------------------------------
 
-    def load(self, device: Which, lines: Sequence[Record], *, readonly: bool = False) -> Info:
+    def load(self, device: Which, lines: Sequence[Record], *, readonly: bool = False, secure: bool = False) -> Info:
         """Into the inactive slot: (start, length, type, arguments) for each line. Arguments are words between
-        blanks, a backslash takes the next character as it is."""
+        blanks, a backslash takes the next character as it is. ``secure``: there are secrets among them."""
         from userdm.abi.tables import pack_load
 
-        header = _header(device, dm.READONLY if readonly else 0)
+        header = _header(device, (dm.READONLY if readonly else 0) | (dm.SECURE_DATA if secure else 0))
         header.target_count = len(lines)
         return Info(self.ioctl(dm.DM_TABLE_LOAD, header, pack_load(lines))[0])
 
@@ -286,13 +330,18 @@ class Control:
         header, payload = self.ioctl(dm.DM_TABLE_DEPS, _header(device, dm.QUERY_INACTIVE if inactive else 0))
         return Info(header), [dm.decode_dev(dev) for dev in unpack_deps(payload)] if payload else []
 
-    def table(self, device: Which, *, inactive: bool = False, noflush: bool = False) -> tuple[Info, list[Record]]:
+    def table(
+        self, device: Which, *, inactive: bool = False, noflush: bool = False, secure: bool = False
+    ) -> tuple[Info, list[Record]]:
         """The lines as `load` takes them, device numbers in place of paths."""
-        return self._status(device, dm.STATUS_TABLE, inactive, noflush)
+        flags = dm.STATUS_TABLE | (dm.SECURE_DATA if secure else 0)
+        return self._status(device, flags, inactive, noflush)
 
-    def status(self, device: Which, *, inactive: bool = False, noflush: bool = False) -> tuple[Info, list[Record]]:
+    def status(
+        self, device: Which, *, inactive: bool = False, noflush: bool = False, secure: bool = False
+    ) -> tuple[Info, list[Record]]:
         """What each target says of its state: (start, length, type, text)."""
-        return self._status(device, 0, inactive, noflush)
+        return self._status(device, dm.SECURE_DATA if secure else 0, inactive, noflush)
 
     def _status(self, device: Which, flags: int, inactive: bool, noflush: bool) -> tuple[Info, list[Record]]:
         from userdm.abi.tables import unpack_status
@@ -318,10 +367,17 @@ class Control:
 
     def devices(self) -> list[tuple[str, tuple[int, int]]]:
         """(name, device number) of every device, sorted by name."""
+        return [(entry.name, dm.decode_dev(entry.dev)) for entry in self.names()]
+
+    def names(self, *, prefix: str = "", uuid_prefix: str = "", uuids: bool = False) -> list[Name]:
+        """Name, number and event number of every device whose name and uuid begin so, sorted by name.
+
+        ``uuids``: with their uuids, which are None otherwise.
+        """
         from userdm.abi.lists import unpack_names
 
-        names = unpack_names(self.ioctl(dm.DM_LIST_DEVICES, Header())[1])
-        return [(entry.name, dm.decode_dev(entry.dev)) for entry in names]
+        header = Header(name=prefix, uuid=uuid_prefix, flags=dm.UUID if uuids else 0)
+        return unpack_names(self.ioctl(dm.DM_LIST_DEVICES, header)[1])
 
     def targets(self) -> list[tuple[str, Version]]:
         from userdm.abi.lists import unpack_versions

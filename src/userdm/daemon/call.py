@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from userdm.abi import dm_ioctl as dm
-from userdm.abi import tables
+from userdm.abi import lists, tables
 from userdm.abi.dm_ioctl import Header
 from userdm.mapper.device import MappedDevice
 from userdm.mapper.registry import Mapper
-from userdm.mapper.table import Table
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,14 @@ class Caller:
 
 
 class Call:
-    """``size`` is the client's buffer in bytes, ``payload`` what he put at ``data_start``."""
+    """``size`` is the client's buffer in bytes, ``payload`` what he put at ``data_start``; ``secret``: and it is
+    nobody else's business, so it gets into no log, and is wiped when the command has ended."""
 
-    def __init__(self, header: Header, size: int, payload: bytes, caller: Caller) -> None:
+    def __init__(self, header: Header, size: int, payload: bytearray, caller: Caller, *, secret: bool) -> None:
         self.header = header
         self.payload = payload
         self.caller = caller
+        self.secret = secret
         self._size = size
         self._out = b""
 
@@ -40,43 +41,48 @@ class Call:
     def has(self, flag: int) -> bool:
         return bool(self.header.flags & flag)
 
-    def device(self, mapper: Mapper) -> MappedDevice:
-        """The device that the header names by uuid, by name or by number; by two of them, or none: ENXIO."""
+    def find(self, mapper: Mapper) -> MappedDevice:
+        """The device that the header names by uuid, by name or by number; by two of them, or none: ENXIO.
+
+        Its name and its uuid are in the answer from then on, whatever the command does.
+        """
         header = self.header
         given = [bool(header.uuid), bool(header.name), bool(header.dev)]
         if sum(given) != 1:
             raise OSError(errno.ENXIO, "a device is named by its name, its uuid or its number: one of them")
         if header.uuid:
-            return mapper.find(uuid=header.uuid)
-        if header.name:
-            return mapper.find(name=header.name)
-        return mapper.find(devno=dm.decode_dev(header.dev))
+            device = mapper.find(uuid=header.uuid)
+        elif header.name:
+            device = mapper.find(name=header.name)
+        else:
+            device = mapper.find(devno=dm.decode_dev(header.dev))
+        header.name, header.uuid = device.name, device.uuid
+        self.set_flag(dm.INACTIVE_PRESENT, device.inactive is not None)
+        return device
 
-    def table(self, device: MappedDevice) -> Table | None:
-        """The live table, or the inactive one when that was asked for."""
-        return device.inactive if self.has(dm.QUERY_INACTIVE) else device.live
+    def string(self, what: str) -> str:
+        """The one string of the payload."""
+        return lists.unpack_string(self.payload, what)
 
     # ---- the reply --------------------------------------------------------------------------------------------
 
+    def set_flag(self, flag: int, is_set: bool) -> None:
+        self.header.flags = self.header.flags | flag if is_set else self.header.flags & ~flag
+
     def describe(self, device: MappedDevice) -> None:
-        """What every command about a device answers."""
+        """The state that nearly every command about a device answers (the kernel's __dev_status)."""
         header = self.header
-        header.name, header.uuid = device.name, device.uuid
         header.dev = dm.encode_dev(device.devno)
         header.open_count = device.open_count(scan=not self.has(dm.SKIP_BDGET))
         header.event_nr = device.event_nr
         live, inactive = device.live, device.inactive
         table = inactive if self.has(dm.QUERY_INACTIVE) else live
-        header.target_count = 0 if table is None else len(table.entries)
-        shown = {
-            dm.SUSPEND: device.suspended,
-            dm.READONLY: table is not None and table.readonly,
-            dm.ACTIVE_PRESENT: live is not None,
-            dm.INACTIVE_PRESENT: inactive is not None,
-            dm.INTERNAL_SUSPEND: False,
-        }
-        for flag, is_set in shown.items():
-            header.flags = header.flags | flag if is_set else header.flags & ~flag
+        header.target_count = 0 if table is None else table.count
+        self.set_flag(dm.SUSPEND, device.suspended)
+        readonly = table is not None and (table.readonly if table is inactive else device.shown_readonly)
+        self.set_flag(dm.READONLY, readonly)
+        self.set_flag(dm.ACTIVE_PRESENT, live is not None)
+        self.set_flag(dm.INTERNAL_SUSPEND, False)
         if device.deferred_remove:
             header.flags |= dm.DEFERRED_REMOVE
 
@@ -84,14 +90,20 @@ class Call:
     def _room(self) -> int:
         return max(0, self._size - dm.HEADER_SIZE)
 
-    def put(self, payload: bytes) -> None:
-        """Answer with the payload; when it does not fit, only say so, which is no error."""
+    def put(self, payload: bytes, *, at_least: int = 0) -> None:
+        """Answer with the payload; when it does not fit, or there is not ``at_least`` so much room, only say so,
+        which is no error."""
         self.header.data_start = dm.HEADER_SIZE
-        if len(payload) > self._room:
+        if len(payload) > self._room or self._room < at_least:
             self.header.flags |= dm.BUFFER_FULL
             return
         self._out = payload
         self.header.data_size = dm.HEADER_SIZE + len(payload)
+
+    def put_string(self, text: str) -> None:
+        """Answer with a string; a last byte that is used means, as in a status, that it may have been cut off."""
+        raw = lists.pack_string(text)
+        self.put(raw, at_least=len(raw) + 1)
 
     def put_records(self, records: Sequence[tuple[int, int, str, str]]) -> None:
         """Answer with a table's or status's records, as many as fit."""

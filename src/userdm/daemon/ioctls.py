@@ -15,10 +15,13 @@ from userdm.abi import frames
 from userdm.abi.dm_ioctl import Header
 from userdm.daemon.call import Call, Caller
 from userdm.daemon.commands import COMMANDS, Command
+from userdm.mapper.events import Events
 from userdm.mapper.registry import Mapper
 
 log = logging.getLogger(__name__)
 
+MAX_DATA_SIZE = 1 << 30
+"""Bytes, the kernel's limit: what is above ours, and below this, is out of memory."""
 _NOT_FOR_INPUT = dm.BUFFER_FULL | dm.UEVENT_GENERATED | dm.SECURE_DATA | dm.DATA_OUT
 
 
@@ -32,48 +35,77 @@ class Ioctls:
         self._mapper = mapper
         self._changed = changed
 
-    def execute(self, nr: int, buffer: bytes, caller: Caller) -> tuple[int, bytes, str]:
+    @property
+    def events(self) -> Events:
+        return self._mapper.events
+
+    def execute(self, nr: int, buffer: bytearray, caller: Caller) -> tuple[int, bytes, str]:
         """(errno, the bytes to copy back into the client's buffer, why in words)."""
-        command = COMMANDS.get(nr)
-        if command is None:
-            return errno.ENOTTY, b"", f"ioctl {nr}: this driver has no such command"
+        version = dm.pack_version(dm.VERSION)
+        secret = False
+        call: Call | None = None
         try:
-            call = _check(command, buffer, caller)
+            command = _command(nr, buffer)
+            if nr == dm.DM_VERSION:
+                return 0, version + buffer[len(version) : dm.DATA_OFFSET], ""
+            header = Header.unpack(buffer)
+            secret = bool(header.flags & dm.SECURE_DATA)
+            call = _check(command, header, buffer, caller)
             try:
                 command.run(self._mapper, call)
             finally:
                 if command.changes:
                     self._changed()
+            answer = version + buffer[len(version) : dm.DATA_OFFSET] if command.silent else call.answer()
         except OSError as error:
-            return error.errno or errno.EIO, dm.pack_version(dm.VERSION), words(error)
+            return error.errno or errno.EIO, version, words(error)
         except Exception as error:  # a bug in one target must not take the other devices' daemon away
+            if secret:
+                log.error("ioctl %d, of which nothing is told: %s", nr, type(error).__name__)
+                return errno.EIO, version, f"internal error: {type(error).__name__}"
             log.exception("ioctl %d", nr)
-            return errno.EIO, dm.pack_version(dm.VERSION), f"internal error: {error!r}"
-        return 0, call.answer(), ""
+            return errno.EIO, version, f"internal error: {error!r}"
+        finally:
+            if secret:
+                wipe(buffer)
+                if call is not None:
+                    wipe(call.payload)
+        return 0, answer, ""
 
 
-def _check(command: Command, buffer: bytes, caller: Caller) -> Call:
-    header = Header.unpack(buffer)
-    major, minor, _ = header.version
-    if major != dm.VERSION[0] or minor > dm.VERSION[1]:
-        asked, ours = (".".join(map(str, version)) for version in (header.version, dm.VERSION))
-        raise OSError(errno.EINVAL, f"ioctl interface version {asked}: must be {dm.VERSION[0]}.0.0 to {ours}")
+def wipe(buffer: bytearray) -> None:
+    buffer[:] = bytes(len(buffer))
+
+
+def _command(nr: int, buffer: bytearray) -> Command:
+    """The first thing is the version, whatever the command; then whether there is such a command at all."""
+    asked = dm.unpack_version(buffer)
+    if asked[0] != dm.VERSION[0] or asked[1] > dm.VERSION[1]:
+        theirs, ours = (".".join(map(str, version)) for version in (asked, dm.VERSION))
+        raise OSError(errno.EINVAL, f"ioctl interface version {theirs}: must be {dm.VERSION[0]}.0.0 to {ours}")
+    command = COMMANDS.get(nr)
+    if command is None:
+        raise OSError(errno.ENOTTY, f"ioctl {nr}: this driver has no such command")
+    return command
+
+
+def _check(command: Command, header: Header, buffer: bytearray, caller: Caller) -> Call:
     size = header.data_size
-    if size < dm.DATA_OFFSET:
-        raise OSError(errno.EINVAL, f"data_size {size}: must be at least {dm.DATA_OFFSET}")
+    if not dm.DATA_OFFSET <= size <= MAX_DATA_SIZE:
+        raise OSError(errno.EINVAL, f"data_size {size}: must be {dm.DATA_OFFSET} to {MAX_DATA_SIZE}")
     if size > frames.MAX_BUFFER:
         raise OSError(errno.ENOMEM, f"data_size {size}: must be at most {frames.MAX_BUFFER}")
+    secret = bool(header.flags & dm.SECURE_DATA)
     header.version = dm.VERSION
     header.flags &= ~_NOT_FOR_INPUT
-    if command.device and header.name and header.uuid:
+    if command.one_name and header.name and header.uuid:
         raise OSError(errno.EINVAL, f"name {header.name!r} and uuid {header.uuid!r}: only one of them is allowed")
-    # beyond the frame the client's buffer is zeros, of which no decoder needs more than a few
-    payload = buffer[header.data_start : size] + bytes(max(0, min(size - len(buffer), 16)))
-    if header.data_start < dm.DATA_OFFSET:
-        payload = b""
-    if not command.keeps_size:
-        header.data_size = dm.DATA_OFFSET
-    return Call(header, size, payload, caller)
+    payload = bytearray()
+    if header.data_start >= dm.DATA_OFFSET:
+        # beyond the frame the client's buffer is zeros, of which no decoder needs more than a few
+        payload = buffer[header.data_start : size] + bytes(max(0, min(size - len(buffer), 16)))
+    header.data_size = dm.DATA_OFFSET
+    return Call(header, size, payload, caller, secret=secret)
 
 
 def words(error: OSError) -> str:

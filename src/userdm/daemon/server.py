@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from userdm.abi import dm_ioctl as dm
 from userdm.abi import frames, runtime
 from userdm.daemon.call import Caller
 from userdm.daemon.ioctls import Ioctls, words
@@ -115,17 +116,27 @@ class Server:
         if hung_up(client):
             return  # he gave up while we were stopped: nobody waits for it to be done
         if kind == frames.QUERY:
-            number, answer, detail = self._answer_query(buffer)
+            frames.send_reply(client, *self._answer_query(buffer))
         else:
             caller = Caller(
                 *whereabouts(pid),
                 force=bool(flags & frames.FORCE),
                 gone=lambda: self.ending or hung_up(client),
             )
-            number, answer, detail = self._ioctls.execute(nr, buffer, caller)
-        frames.send_reply(client, number, answer, detail)
+            self._answer_ioctl(client, nr, buffer, caller)
 
-    def _answer_query(self, buffer: bytes) -> tuple[int, bytes, str]:
+    def _answer_ioctl(self, client: socket.socket, nr: int, buffer: bytearray, caller: Caller) -> None:
+        """Each command has its connection, so the one that armed a poll is what is polled: it ends with the next
+        event, and an ended connection is one that can be read. So it does when the daemon ends, whose successor
+        counts anew."""
+        events = self._ioctls.events
+        seen = events.number
+        number, answer, detail = self._ioctls.execute(nr, buffer, caller)
+        frames.send_reply(client, number, answer, detail)
+        if nr == dm.DM_DEV_ARM_POLL and not number:
+            events.wait(seen, caller.gone)
+
+    def _answer_query(self, buffer: bytearray) -> tuple[int, bytes, str]:
         try:
             try:
                 request = json.loads(buffer)

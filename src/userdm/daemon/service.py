@@ -43,6 +43,7 @@ class Service:
             log.info("%s", line)
         mapper_dir.mkdir(parents=True, exist_ok=True)
         self._mapper = Mapper(self._exporter, mapper_dir)
+        self._mapper.changed = self._save
         self._state = StateFile(runtime_dir, self._mapper)
         self._lost = self._state.restore()
         self._server = Server(runtime_dir, Ioctls(self._mapper, self._save), self._query)

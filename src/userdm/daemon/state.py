@@ -97,8 +97,10 @@ class StateFile:
                     waiting.remove(saved)
                     progress = True
         for saved in waiting:
-            log.error("%s is not brought back: %s; it was %s", saved["name"], lost[saved["name"]], json.dumps(saved))
+            log.error("%s is not brought back: %s; it was %s", saved["name"], lost[saved["name"]], _for_the_log(saved))
         self.save()
+        # what waited for an opener that has gone with the old daemon need not wait any longer
+        self._mapper.reap_soon()
         return lost
 
 
@@ -108,6 +110,9 @@ def _device(device: MappedDevice) -> dict[str, Any]:
         "uuid": device.uuid,
         "minor": device.devno[1],
         "suspended": device.suspended,
+        "deferred_remove": device.deferred_remove,
+        "event_nr": device.event_nr,
+        "geometry": device.geometry,
         "live": _table(device.live),
         "inactive": _table(device.inactive),
     }
@@ -118,6 +123,7 @@ def _table(table: Table | None) -> dict[str, Any] | None:
         return None
     return {
         "readonly": table.readonly,
+        "secret": table.secret,
         "lines": [[line.start, line.length, line.type, line.params] for line in table.lines],
         "references": table.references(),
     }
@@ -167,6 +173,7 @@ def _bring_back(mapper: Mapper, saved: dict[str, Any]) -> None:
     except BaseException:
         mapper.remove(device)
         raise
+    _set_counters(device, saved)
     if saved["inactive"] is not None:
         try:
             _load(mapper, device, saved["inactive"])
@@ -174,6 +181,29 @@ def _bring_back(mapper: Mapper, saved: dict[str, Any]) -> None:
             log.error("%s: its inactive table is not brought back: %s", name, error.strerror)
 
 
+def _set_counters(device: MappedDevice, saved: dict[str, Any]) -> None:
+    """What a device has beside its tables; whoever waits for an event goes on counting from where it was."""
+    device.deferred_remove = saved.get("deferred_remove") is True
+    event_nr = saved.get("event_nr")
+    device.event_nr = event_nr if isinstance(event_nr, int) and 0 <= event_nr < 1 << 32 else 0
+    geometry = saved.get("geometry")
+    if isinstance(geometry, list) and [type(value) for value in geometry] == [int, int, int, int]:
+        device.geometry = (geometry[0], geometry[1], geometry[2], geometry[3])
+
+
+def _for_the_log(saved: dict[str, Any]) -> str:
+    """What the device was, but for secrets in its tables."""
+    tables = {key: saved[key] for key in ("live", "inactive") if saved[key] is not None}
+    hidden = {key: "secret" for key, table in tables.items() if table.get("secret")}
+    return json.dumps({**saved, **hidden})
+
+
 def _load(mapper: Mapper, device: MappedDevice, saved: dict[str, Any]) -> None:
     lines = [Line(*line) for line in saved["lines"]]
-    mapper.load(device, lines, readonly=saved["readonly"], references=saved["references"])
+    mapper.load(
+        device,
+        lines,
+        readonly=saved["readonly"],
+        secret=saved.get("secret") is True,
+        references=saved["references"],
+    )

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from userdm.export.records import Record, Records, diskseq
 
 log = logging.getLogger(__name__)
 OWNER = (0, 0)
+CLIENT_SECONDS = 1.0
+"""How long a client that renames nodes itself may take over it."""
+PARKED_SECONDS = 0.2
 
 
 class BlockExport:
@@ -38,7 +43,10 @@ class BlockExport:
         self._nodes = nodes
         self._records = records
         self._gone = gone
+        self._names_lock = threading.RLock()
         self._name: str | None = None
+        self._coming: str | None = None
+        """The name that a client is about to give the node."""
         self._sized = False
         self._loop = LoopDevice.reserve(minor)
         self.devno = self._loop.devno
@@ -64,7 +72,11 @@ class BlockExport:
             self._take_down()
             raise
 
-    def activate(self, name: str, readonly: bool) -> None:
+    @property
+    def readonly(self) -> bool:
+        return self._loop.readonly
+
+    def activate(self, name: str, readonly: bool | None) -> None:
         assert self._connection is not None
         self._connection.file.activate()
         # kernels before 6.16 take the size that the inode had when it was last asked for
@@ -75,21 +87,37 @@ class BlockExport:
         self._loop.take_size(readonly)
         self._show_as(name)
 
-    def rename(self, name: str) -> None:
-        if self._name is not None:
+    def rename(self, name: str, *, leave_node: bool = False) -> None:
+        if self._name is None:
+            return
+        if leave_node:
+            timer = threading.Timer(CLIENT_SECONDS, self._settle_name, [name])
+            timer.daemon = True
+            timer.start()
+            self._coming = name
+        else:
             self._show_as(name)
+
+    def _settle_name(self, name: str) -> None:
+        """The client has had its time to rename the node: make it right, whatever it did."""
+        with self._names_lock:
+            if self._coming == name:
+                self._show_as(name)
 
     def _show_as(self, name: str) -> None:
         """Make the node, and take an older one away after that: there is always one."""
-        self._nodes.put(name, self.node)
-        if self._name not in (None, name):
-            self._hide()
-        self._name = name
+        with self._names_lock:
+            self._nodes.put(name, self.node)
+            if self._name is not None and self._name != name:
+                self._nodes.take(self._name, self.node, self.devno)
+            self._name, self._coming = name, None
 
     def _hide(self) -> None:
-        if self._name is not None:
-            self._nodes.take(self._name, self.node, self.devno)
-            self._name = None
+        with self._names_lock:
+            for name in (self._name, self._coming):
+                if name is not None:
+                    self._nodes.take(name, self.node, self.devno)
+            self._name = self._coming = None
 
     def open_count(self) -> int:
         return count_openers(self.devno, self._loop.is_claimed)
@@ -98,14 +126,33 @@ class BlockExport:
         """Nobody: what is on a block device can be frozen, or its page cache written down."""
         return []
 
-    def remove(self) -> None:
+    def remove(self, later: Callable[[], None] | None = None) -> None:
         assert self._connection is not None
+        self._connection.file.closed = later
         if self._connection.parked:
             # somebody waits; and the test below would wait for him, since it stops the queue
+            if later is not None:
+                threading.Thread(target=self._await_parked, args=(later,), daemon=True).start()
             raise OSError(errno.EBUSY, f"{self.node} has requests under way")
-        self._loop.unbind()
+        self._loop.unbind(when_closed=later is not None)
+        if later is not None and self._loop.bound:
+            raise OSError(errno.EBUSY, f"{self.node} is in use: it goes with its last opener")
         self._hide()
         self._take_down()
+
+    def _await_parked(self, later: Callable[[], None]) -> None:
+        """Nothing tells of the end of the last request that waits: look until it is so."""
+        connection = self._connection
+        assert connection is not None
+        while connection.parked and connection.file.closed is later:
+            time.sleep(PARKED_SECONDS)
+        if connection.file.closed is later:
+            later()
+
+    def stay(self) -> None:
+        assert self._connection is not None
+        self._connection.file.closed = None
+        self._loop.stay()
 
     def close(self) -> bool:
         """The end of the program that serves: whoever still has the device open gets errors. False then."""

@@ -59,6 +59,8 @@ class File:
         self._active = False
         self._openers: Counter[int] = Counter()
         self._openers_lock = threading.Lock()
+        self.closed: Callable[[], None] | None = None
+        """Called, in a thread of its own, when the last open file is closed."""
         self.size = 0
         self.readonly = False
         self._answers: dict[int, Callable[[int, memoryview, Buffer, Worker], Answer]] = {
@@ -170,6 +172,9 @@ class File:
                 self._openers[handle] -= 1
             else:
                 del self._openers[handle]
+            closed = self.closed if not self._openers else None
+        if closed is not None:
+            threading.Thread(target=closed, name="closed", daemon=True).start()
         return b""
 
     def _room(self, offset: int, size: int) -> int:

@@ -12,6 +12,7 @@ import grp
 import os
 import stat
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,6 +87,7 @@ class LoopDevice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.node = f"/dev/loop{index}"
+        self._made_readonly = False
         major, _, minor = (_sys(index) / "dev").read_text().strip().partition(":")
         self.devno = int(major), int(minor)
         self._make_node()
@@ -150,10 +152,26 @@ class LoopDevice:
         with _opened(self.node, os.O_RDWR) as fd:
             fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE)
 
-    def take_size(self, readonly: bool) -> None:
-        """Have the driver ask for the file's size, and set or clear the read-only flag."""
+    @property
+    def readonly(self) -> bool:
+        try:
+            return (_sys(self.index) / "ro").read_text() == "1\n"
+        except OSError:
+            return False  # it is just being taken away
+
+    @property
+    def bound(self) -> bool:
+        return (_sys(self.index) / "loop/backing_file").exists()
+
+    def take_size(self, readonly: bool | None) -> None:
+        """Have the driver ask for the file's size, and set or clear the read-only flag, or leave it alone.
+
+        What somebody else has made read-only stays so.
+        """
         with _opened(self.node) as fd:
-            fcntl.ioctl(fd, BLKROSET, struct.pack("=i", readonly))
+            if readonly is not None and (readonly or self._made_readonly or not self.readonly):
+                self._made_readonly = readonly
+                fcntl.ioctl(fd, BLKROSET, struct.pack("=i", readonly))
             fcntl.ioctl(fd, LOOP_SET_CAPACITY)
 
     def is_claimed(self) -> bool:
@@ -162,8 +180,8 @@ class LoopDevice:
             with _opened(self.node, os.O_RDONLY | os.O_EXCL):
                 return False
         except OSError as error:
-            if error.errno == errno.EBUSY:
-                return True
+            if error.errno in (errno.EBUSY, errno.ENXIO, errno.ENOENT):
+                return error.errno == errno.EBUSY  # or it is just being taken away
             raise
 
     def unbind(self, *, when_closed: bool = False) -> None:
@@ -171,6 +189,17 @@ class LoopDevice:
         with _opened(self.node) as fd:
             _lock(fd)
             unbind(fd, self.node, when_closed=when_closed)
+
+    def stay(self) -> None:
+        """Take the mark back that has the last close unbind it. EBUSY when that has happened."""
+        fd = os.open(self.node, os.O_RDONLY | os.O_CLOEXEC)  # with this, it cannot happen any more
+        if not self.bound:
+            os.close(fd)
+            raise OSError(errno.EBUSY, f"{self.node} is being removed")
+        # The driver holds the queue for it: requests that wait for a resume, too. Nobody waits for those here.
+        thread = threading.Thread(target=_clear_mark, args=(fd,), name="stay", daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
 
     def delete(self, patience: float) -> None:
         """Remove the unbound device. OSError EBUSY when somebody has it open for longer than ``patience`` seconds."""
@@ -213,14 +242,27 @@ def unbind(fd: int, name: str, *, when_closed: bool = False) -> None:
         raise
     if when_closed:
         return
+    if take_mark_back(fd):
+        raise OSError(errno.EBUSY, f"{name} is in use")
+
+
+def take_mark_back(fd: int) -> bool:
+    """The open loop device is not to be unbound by its last close. False when nothing is bound."""
     info = status(fd)
     if info is None:
-        return
+        return False
     flags = info[INFO_FLAGS]
     assert isinstance(flags, int)
     info[INFO_FLAGS] = flags & ~LO_FLAGS_AUTOCLEAR
     fcntl.ioctl(fd, LOOP_SET_STATUS64, INFO.pack(*info))
-    raise OSError(errno.EBUSY, f"{name} is in use")
+    return True
+
+
+def _clear_mark(fd: int) -> None:
+    try:
+        take_mark_back(fd)
+    finally:
+        os.close(fd)
 
 
 def delete(index: int, patience: float = PATIENCE) -> None:

@@ -64,7 +64,9 @@ class UserExport:
         if not connection.join():
             log.error("%s: a serving thread is held up in its storage", path)
 
-    def activate(self, name: str, readonly: bool) -> None:
+    readonly = False
+
+    def activate(self, name: str, readonly: bool | None) -> None:
         if self._connection is None:
             self._connection = self._mounted(name)
             self._name = name
@@ -72,7 +74,7 @@ class UserExport:
             self._connection.file.activate()
             self.rename(name)
 
-    def rename(self, name: str) -> None:
+    def rename(self, name: str, *, leave_node: bool = False) -> None:
         """A mount cannot be moved without root, so it is made anew; EBUSY when the file is open."""
         if self._connection is None or self._name is None or self._name == name:
             return
@@ -96,11 +98,22 @@ class UserExport:
             return []
         return _holders(self._folder / self._name) or [f"process {pid}" for pid in openers]
 
-    def remove(self) -> None:
+    def remove(self, later: Callable[[], None] | None = None) -> None:
         if self._connection is not None and self._name is not None:
-            self._unmount(self._name, self._connection)
+            self._connection.file.closed = later
+            try:
+                self._unmount(self._name, self._connection)
+            except OSError:
+                if later is not None and not self.open_count():
+                    # closed, and the mount does not know yet: that comes after the close that we are told of
+                    threading.Timer(POKE_SECONDS / 50, later).start()
+                raise
             self._connection = None
         self._gone(self)
+
+    def stay(self) -> None:
+        if self._connection is not None:
+            self._connection.file.closed = None
 
     def close(self) -> bool:
         """The end of the program that serves: whoever still has the file open gets errors. False then."""

@@ -39,11 +39,16 @@ class MappedDevice:
         """No table may name it any more; under the mapper's graph lock."""
         self.deferred_remove = False
         self.event_nr = 0
+        self.geometry: tuple[int, int, int, int] | None = None
+        """Cylinders, heads, sectors, start: as given, and lost with the size; a loop device cannot show it."""
         self.users: list[Opened] = []
         """The tables that name this device, live or inactive; under the mapper's graph lock."""
         self.thaw: Callable[[], None] | None = None
         self.export: Export
         self._events = threading.Condition()
+        self._waiters = 0
+        self._swapped = False
+        """The export does not know the live table yet."""
         self.plane = Plane(self)
         self._storage: DeviceStorage | None = None
         self._unflushed: OSError | None = None
@@ -64,6 +69,11 @@ class MappedDevice:
     @property
     def readonly(self) -> bool:
         return self.live is not None and self.live.readonly
+
+    @property
+    def shown_readonly(self) -> bool:
+        """By its table, or because somebody has made the device so (BLKROSET)."""
+        return self.readonly or self.export.readonly
 
     @property
     def suspended(self) -> bool:
@@ -209,13 +219,26 @@ class MappedDevice:
         with self._events:
             self.event_nr = (self.event_nr + 1) & 0xFFFFFFFF
             self._events.notify_all()
+        self.mapper.events.count()
 
-    def wait_event(self, seen: int, cancelled: Callable[[], bool]) -> int:
-        """Wait until the event counter is not ``seen`` (or ``cancelled`` says so); returns the counter."""
+    @contextmanager
+    def waited(self, seen: int, cancelled: Callable[[], bool]) -> Iterator[int]:
+        """Wait until the event counter is not ``seen`` (or ``cancelled`` says so); gives the counter.
+
+        A removal is an event of the live table's: the tables are not closed until the body has ended.
+        """
         with self._events:
-            while self.event_nr == seen and not self.removed and not cancelled():
-                self._events.wait(0.2)
-            return self.event_nr
+            self._waiters += 1
+        try:
+            with self._events:
+                while self.event_nr == seen and not self.removed and not cancelled():
+                    self._events.wait(0.2)
+                now = self.event_nr
+            yield now
+        finally:
+            with self._events:
+                self._waiters -= 1
+                self._events.notify_all()
 
     # tables; the caller holds ``control``
 
@@ -257,6 +280,9 @@ class MappedDevice:
     def swap(self) -> Table | None:
         """Make the inactive table the live one; returns the old one, to be closed. Suspended already."""
         old, self.live, self.inactive = self.live, self.inactive, None
+        self._swapped = True
+        if old is None or self.live is None or old.size != self.live.size:
+            self.geometry = None
         self._told_failures = self.failed_flushes
         for device in self.above():
             device.plane.fence(None if device.live is None else device.live.granule)
@@ -270,11 +296,20 @@ class MappedDevice:
             entry.target.preresume()
         for entry in table.entries:
             entry.target.resume()
-        self.export.activate(self.name, table.readonly)
+        self.export.activate(self.name, table.readonly if self._swapped else None)
+        self._swapped = False
         self._open_gate()
         thaw, self.thaw = self.thaw, None
         if thaw is not None:
             thaw()
+
+    def set_geometry(self, cylinders: int, heads: int, sectors: int, start: int) -> None:
+        """EINVAL for what struct hd_geometry cannot hold, and for a start beyond it."""
+        if cylinders > 65535 or heads > 255 or sectors > 255:
+            raise OSError(errno.EINVAL, f"geometry {cylinders} {heads} {sectors}: must be at most 65535, 255 and 255")
+        if start > cylinders * heads * sectors:
+            raise OSError(errno.EINVAL, f"start {start}: must be at most {cylinders * heads * sectors}")
+        self.geometry = (cylinders, heads, sectors, start)
 
     def _open_gate(self) -> None:
         gate, self.gate = self.gate, None
@@ -283,7 +318,12 @@ class MappedDevice:
 
     def destroy(self) -> None:
         """The device is gone from the registry: close its tables. The first error is raised when all is closed."""
-        self.removed = True
+        if self.live is not None:
+            self.event()
+        with self._events:
+            self.removed = True
+            self._events.notify_all()
+            self._events.wait_for(lambda: self._waiters == 0)
         if self.thaw is not None:
             self.thaw()
         failure: OSError | None = None
@@ -297,8 +337,6 @@ class MappedDevice:
             except OSError as error:
                 failure = failure or error
         self._open_gate()
-        with self._events:
-            self._events.notify_all()
         if failure is not None:
             raise failure
 

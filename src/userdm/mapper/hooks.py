@@ -19,11 +19,19 @@ class Export(Protocol):
     @property
     def devno(self) -> tuple[int, int]: ...
 
-    def activate(self, name: str, readonly: bool) -> None:
-        """The backend has a table now: take its size and read-only state, make or renew the node ``name``."""
+    def activate(self, name: str, readonly: bool | None) -> None:
+        """The backend has a table now: take its size and, unless None, its read-only state; make or renew the node
+        ``name``."""
         ...
 
-    def rename(self, name: str) -> None: ...
+    def rename(self, name: str, *, leave_node: bool = False) -> None:
+        """Move the node; ``leave_node``: the client is about to do that itself, and it is looked at a little later."""
+        ...
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the device is read-only by itself: as it was told, or because somebody has made it so."""
+        ...
 
     def open_count(self) -> int:
         """How many openers and mounts the device has outside of the mapper."""
@@ -33,8 +41,16 @@ class Export(Protocol):
         """Who holds the device open for writing *without* a file system we could freeze (fuse2fs, without root)."""
         ...
 
-    def remove(self) -> None:
-        """Take node and device away. OSError EBUSY, and nothing changed, when somebody has it open."""
+    def remove(self, later: Callable[[], None] | None = None) -> None:
+        """Take node and device away. OSError EBUSY, and nothing changed, when somebody has it open.
+
+        With ``later`` the device may go dead with its last close, and that is then called, in a thread of its own:
+        it is time to try again.
+        """
+        ...
+
+    def stay(self) -> None:
+        """Take a removal with ``later`` back. EBUSY when the last close was quicker."""
         ...
 
 
@@ -58,10 +74,12 @@ class NoExport:
         self.devno = devno
         self._gone = gone
 
-    def activate(self, name: str, readonly: bool) -> None:
+    readonly = False
+
+    def activate(self, name: str, readonly: bool | None) -> None:
         pass
 
-    def rename(self, name: str) -> None:
+    def rename(self, name: str, *, leave_node: bool = False) -> None:
         pass
 
     def open_count(self) -> int:
@@ -70,8 +88,11 @@ class NoExport:
     def writers(self) -> list[str]:
         return []
 
-    def remove(self) -> None:
+    def remove(self, later: Callable[[], None] | None = None) -> None:
         self._gone()
+
+    def stay(self) -> None:
+        pass
 
 
 class NoExporter:

@@ -203,6 +203,12 @@ class Opened:
                 raise OSError(errno.EINVAL, f"a loop: {device.name} stands on {self.device.name}")
             device.users.append(self)
             self._devices.append(device)
+        if device.deferred_remove:
+            try:
+                # its last opener must not take it away from under us: that is up to the last table now
+                device.export.stay()
+            except OSError as error:
+                raise OSError(errno.ENXIO, f"{device.name} is being removed") from error
 
     def references(self) -> list[dict[str, Any]]:
         # a device may have been renamed since
@@ -240,10 +246,15 @@ class Opened:
     def release(self) -> None:
         while self._storages:
             self.mapper.storages.release(self._storages.pop())
+        deferred = False
         with self.mapper.graph_lock:
             while self._devices:
-                self._devices.pop().users.remove(self)
+                device = self._devices.pop()
+                device.users.remove(self)
+                deferred = deferred or device.deferred_remove
         self._found.clear()
+        if deferred:
+            self.mapper.reap_soon()
 
 
 class LineContext:

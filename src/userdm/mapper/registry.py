@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from userdm.mapper.device import MappedDevice
+from userdm.mapper.events import Events
 from userdm.mapper.hooks import Exporter, NoExporter
 from userdm.mapper.places import Opened, SharedStorage
 from userdm.mapper.table import Line, Table, TableError, split_arguments
@@ -34,6 +35,9 @@ class Mapper:
         self.storages = SharedStorage()
         self.attached: dict[str, Storage] = {}
         """Storage of this program that tables may name: memory, or a wrapper that a test put around a file."""
+        self.events = Events()
+        self.changed: Callable[[], None] = lambda: None
+        """Called when devices have gone that nobody was asked about: see `reap_soon`."""
         self.graph_lock = threading.Lock()
         self._lock = threading.Lock()
         self._names: dict[str, MappedDevice] = {}
@@ -75,7 +79,7 @@ class Mapper:
         """A device without a table. EBUSY for a name, uuid or minor in use, EINVAL for a name that cannot be."""
         _check_name("name", name, NAME_LENGTH)
         if uuid:
-            _check_name("uuid", uuid, UUID_LENGTH)
+            _check_length("uuid", uuid, UUID_LENGTH)
         device = MappedDevice(self, name, uuid)
         with self._lock:
             self._check_free(name, uuid)
@@ -87,6 +91,7 @@ class Mapper:
         finally:
             with self._lock:
                 self._reserved -= {name, uuid}
+        self.events.count()
         return device
 
     def _check_free(self, name: str, uuid: str) -> None:
@@ -97,25 +102,71 @@ class Mapper:
             raise OSError(errno.EBUSY, f"uuid {uuid!r} is in use")
 
     def remove(self, device: MappedDevice, *, deferred: bool = False) -> None:
-        """Take the device away. EBUSY while a table names it or somebody has it open, and nothing has changed."""
+        """Take the device away. EBUSY while a table names it or somebody has it open, and nothing has changed but
+        that, ``deferred``, it goes by itself as soon as neither is so."""
         with device.control:
             self._check_present(device)
             with self.graph_lock:
                 if device.users:
+                    device.deferred_remove |= deferred
                     holders = ", ".join(sorted({user.device.name for user in device.users}))
                     raise OSError(errno.EBUSY, f"{device.name} is in use by the table of {holders}")
                 device.deleting = True
             try:
-                device.export.remove()
-            except BaseException:
-                device.deleting = False
+                device.export.remove(self.reap_soon if deferred or device.deferred_remove else None)
+            except BaseException as error:
+                with self.graph_lock:
+                    device.deleting = False
+                    device.deferred_remove |= deferred and getattr(error, "errno", None) == errno.EBUSY
                 raise
             with self._lock:
                 self._names.pop(device.name, None)
             device.destroy()
+        self.events.count()
 
-    def rename(self, device: MappedDevice, new: str) -> None:
-        """EBUSY for a name in use."""
+    def remove_all(self, *, deferred: bool = False) -> None:
+        """Remove every device that is not in use, again while that makes others free."""
+        progress = True
+        while progress:
+            progress = False
+            for device in self.devices():
+                try:
+                    self.remove(device, deferred=deferred)
+                    progress = True
+                except OSError:
+                    continue
+        self.events.count()
+
+    def cancel_deferred_remove(self, device: MappedDevice) -> None:
+        """EBUSY when it is too late."""
+        with device.control:
+            if device.deferred_remove and not device.removed:
+                device.export.stay()
+                device.deferred_remove = False
+            elif device.removed:
+                raise OSError(errno.EBUSY, f"{device.name} is being removed")
+
+    def reap_soon(self) -> None:
+        """Somebody let go of a device: remove what waited for it, in a thread that holds no lock of anybody's."""
+        threading.Thread(target=self._reap, name="deferred remove", daemon=True).start()
+
+    def _reap(self) -> None:
+        progress, removed = True, 0
+        while progress:
+            progress = False
+            for device in self.devices():
+                if not device.deferred_remove or device.users:
+                    continue
+                try:
+                    self.remove(device, deferred=True)
+                    progress, removed = True, removed + 1
+                except OSError:
+                    continue  # in use again: its export says when that has ended
+        if removed:
+            self.changed()
+
+    def rename(self, device: MappedDevice, new: str, *, leave_node: bool = False) -> None:
+        """EBUSY for a name in use. ``leave_node``: see `Export.rename`."""
         _check_name("name", new, NAME_LENGTH)
         with device.control:
             self._check_present(device)
@@ -123,7 +174,7 @@ class Mapper:
                 self._check_free(new, "")
                 self._reserved.add(new)
             try:
-                device.export.rename(new)
+                device.export.rename(new, leave_node=leave_node)
                 with self._lock:
                     del self._names[device.name]
                     device.name = new
@@ -131,26 +182,36 @@ class Mapper:
             finally:
                 with self._lock:
                     self._reserved.discard(new)
-        device.event()
+        self._renamed(device)
 
     def set_uuid(self, device: MappedDevice, uuid: str) -> None:
-        """EINVAL when the device has one already, EBUSY for one in use."""
-        _check_name("uuid", uuid, UUID_LENGTH)
-        with device.control, self._lock:
-            if device.uuid:
-                raise OSError(errno.EINVAL, f"{device.name} has the uuid {device.uuid!r} already")
-            self._check_free("", uuid)
-            device.uuid = uuid
-        device.event()
+        """EBUSY for one in use, EINVAL when the device has one already."""
+        _check_length("uuid", uuid, UUID_LENGTH)
+        with device.control:
+            self._check_present(device)
+            with self._lock:
+                self._check_free("", uuid)
+                if device.uuid:
+                    raise OSError(errno.EINVAL, f"{device.name} has the uuid {device.uuid!r} already")
+                device.uuid = uuid
+        self._renamed(device)
+
+    def _renamed(self, device: MappedDevice) -> None:
+        """An event, of the device's too when it has a live table: it is the table's, in the kernel."""
+        if device.live is not None:
+            device.event()
+        else:
+            self.events.count()
 
     # tables
 
     def load(
         self,
         device: MappedDevice,
-        lines: Sequence[Line],
+        lines: Iterable[Line],
         *,
         readonly: bool = False,
+        secret: bool = False,
         root: str = "/",
         folder: str | None = None,
         references: list[dict[str, Any]] | None = None,
@@ -163,7 +224,7 @@ class Mapper:
         with device.control:
             self._check_present(device)
             opened = Opened(self, device, root, folder, references)
-            table = Table.build(lines, opened, readonly=readonly)
+            table = Table.build(lines, opened, readonly=readonly, secret=secret)
             try:
                 _check_replacement(device, table)
             except BaseException:
@@ -189,9 +250,11 @@ class Mapper:
             device.stop(flush=flush, lockfs=lockfs and flush)
 
     def resume(self, device: MappedDevice, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Swap the inactive table in, if there is one, and go on. EINVAL when there is no table at all."""
+        """Swap the inactive table in, if there is one, and go on. EINVAL for a suspended device without any table."""
         with device.control:
             self._check_present(device)
+            if device.inactive is None and not device.suspended:
+                return
             old: Table | None = None
             if device.inactive is not None:
                 device.stop(flush=flush, lockfs=lockfs and flush)
@@ -245,17 +308,23 @@ class Mapper:
 
 def _check_name(what: str, value: str, limit: int) -> None:
     """The kernel's check_name, and what a folder can hold."""
-    if not value or value in (".", "..") or "/" in value or "\0" in value:
+    if value in (".", "..") or "/" in value:
         raise OSError(errno.EINVAL, f"{what} {value!r}: must not be empty, '.', '..' or hold a '/'")
+    _check_length(what, value, limit)
+
+
+def _check_length(what: str, value: str, limit: int) -> None:
+    if not value or "\0" in value:
+        raise OSError(errno.EINVAL, f"{what} {value!r}: must not be empty or hold a NUL")
     if len(value.encode(errors="surrogateescape")) >= limit:
         raise OSError(errno.EINVAL, f"{what} {value!r}: must be shorter than {limit} bytes")
 
 
 def _check_replacement(device: MappedDevice, table: Table) -> None:
-    """An immutable target is replaced by its own type only."""
+    """An immutable target is replaced by its own type only, or by errors."""
     live = device.live
     if live is None or not live.entries:
         return
     now, new = live.entries[0].target, table.entries[0].target
-    if now.immutable and now.name != new.name:
+    if now.immutable and now.name != new.name and not any(entry.target.wildcard for entry in table.entries):
         raise TableError(errno.EINVAL, f"can't replace immutable target type {now.name} by {new.name}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from userdm.segment import SECTOR, Intent, Place, Segment
 from userdm.targets.base import Flushable, Target, TargetError
@@ -19,6 +19,7 @@ from userdm.targets.registry import find_target
 if TYPE_CHECKING:
     from userdm.mapper.places import Opened
 
+T = TypeVar("T")
 MAX_SECTORS = (1 << 63) // SECTOR
 MAX_LINES = 1 << 20
 
@@ -64,69 +65,88 @@ def split_arguments(params: str) -> list[str]:
     return words
 
 
+def _once(things: Iterable[T]) -> list[T]:
+    """Each of them once, in their order; what makes a thing the same is that it is the same object."""
+    return list({id(thing): thing for thing in things}.values())
+
+
 def escape_argument(word: str) -> str:
     """The opposite of split_arguments for one word."""
     return "".join("\\" + character if character.isspace() or character == "\\" else character for character in word)
 
 
-def check_layout(lines: Sequence[Line]) -> None:
-    """EINVAL for no lines, an empty line, a gap, an overlap, or more sectors than a device can have."""
-    if not 0 < len(lines) <= MAX_LINES:
-        raise TableError(errno.EINVAL, f"table has {len(lines)} lines, must be 1 to {MAX_LINES}")
-    expected = 0
-    for index, line in enumerate(lines, 1):
-        where = f"table line {index}"
-        if line.start != expected:
-            fault = "a gap" if line.start > expected else "an overlap"
-            raise TableError(errno.EINVAL, f"{where}: start {line.start}: must be {expected}, there is {fault}")
-        if line.length <= 0:
-            raise TableError(errno.EINVAL, f"{where}: length {line.length}: must be at least 1 sector")
-        expected += line.length
-        if expected > MAX_SECTORS:
-            raise TableError(errno.EINVAL, f"{where}: length {line.length}: the table must end at sector {MAX_SECTORS}")
-
-
 class Table:
     """The targets of one table. ``opened`` holds what they stand on until the table is closed."""
 
-    def __init__(self, opened: Opened, readonly: bool) -> None:
+    def __init__(self, opened: Opened, readonly: bool, *, secret: bool = False) -> None:
         self.opened = opened
         self.readonly = readonly
+        self.secret = secret
+        """Its lines are in no log."""
         self.lines: list[Line] = []
         self.entries: list[Entry] = []
+        self.places: list[Place] = []
+        """What the table stands on, once each, in the order of the kernel's deps."""
+        self.flush_points: list[Flushable] = []
         self._starts: list[int] = []
         self._holders: int = 0
         self._closed = False
         self._let_go = threading.Condition()
 
     @classmethod
-    def build(cls, lines: Sequence[Line], opened: Opened, *, readonly: bool) -> Table:
-        """Check the lines and make their targets. TableError, with nothing held, when one is refused."""
-        table = cls(opened, readonly)
+    def build(cls, lines: Iterable[Line], opened: Opened, *, readonly: bool, secret: bool = False) -> Table:
+        """Check the lines and make their targets, one after the other. TableError, with nothing held, when one is
+        refused."""
+        table = cls(opened, readonly, secret=secret)
         try:
-            check_layout(lines)
             for index, line in enumerate(lines, 1):
+                table._check_layout(index, line)
                 try:
-                    table._add(line, len(lines))
+                    table._add(line)
                 except TableError:
                     raise
                 except OSError as error:
                     text = f"table line {index}: {line.type}: {error.strerror}"
                     raise TableError(error.errno or errno.EINVAL, text) from error
+            if not table.entries:
+                raise TableError(errno.EINVAL, f"table has 0 lines, must be 1 to {MAX_LINES}")
         except BaseException:
             table.close()
             raise
+        targets = [entry.target for entry in table.entries]
+        table.places = _once(place for target in targets for place in target.places)
+        table.flush_points = _once(point for target in targets for point in target.flush_points())
         return table
 
-    def _add(self, line: Line, lines: int) -> None:
+    def _check_layout(self, index: int, line: Line) -> None:
+        """EINVAL for an empty line, a gap, an overlap, or more than a table or a device can have."""
+        where = f"table line {index}"
+        if index > MAX_LINES:
+            raise TableError(errno.EINVAL, f"{where}: a table must have at most {MAX_LINES} lines")
+        expected = self.size // SECTOR
+        if line.length <= 0:
+            raise TableError(errno.EINVAL, f"{where}: length {line.length}: must be at least 1 sector")
+        if line.start != expected:
+            fault = "a gap" if line.start > expected else "an overlap"
+            raise TableError(errno.EINVAL, f"{where}: start {line.start}: must be {expected}, there is {fault}")
+        if expected + line.length > MAX_SECTORS:
+            raise TableError(errno.EINVAL, f"{where}: length {line.length}: the table must end at sector {MAX_SECTORS}")
+
+    def _add(self, line: Line) -> None:
         kind = find_target(line.type)
-        if kind.singleton and lines > 1:
-            raise TargetError(errno.EINVAL, f"must be the only line of its table, which has {lines}")
+        if self.entries and (kind.singleton or self.entries[0].target.singleton):
+            name = kind.name if kind.singleton else self.entries[0].target.name
+            raise TargetError(errno.EINVAL, f"{name} must be the only line of its table")
         context = self.opened.context(line.start, line.length, self.readonly)
         target = kind(context, split_arguments(line.params))
         self.lines.append(line)
         self.entries.append(Entry(line.start, line.length, target))
         self._starts.append(line.start * SECTOR)
+
+    @property
+    def count(self) -> int:
+        """Of its targets."""
+        return len(self.entries)
 
     @property
     def size(self) -> int:
@@ -141,15 +161,6 @@ class Table:
     @property
     def discard_granularity(self) -> int:
         return max(entry.target.discard_granularity for entry in self.entries)
-
-    @property
-    def places(self) -> list[Place]:
-        """What the table stands on, once each, in the order of the kernel's deps."""
-        found: dict[int, Place] = {}
-        for entry in self.entries:
-            for place in entry.target.places:
-                found.setdefault(id(place), place)
-        return list(found.values())
 
     def deps(self) -> list[tuple[int, int]]:
         """Device numbers of what the table stands on; a regular file has none."""
@@ -191,12 +202,8 @@ class Table:
 
     def flush(self) -> None:
         """Flush everything below, each thing once. The first error is raised when all have been tried."""
-        points: dict[int, Flushable] = {}
-        for entry in self.entries:
-            for point in entry.target.flush_points():
-                points.setdefault(id(point), point)
         failure: OSError | None = None
-        for point in points.values():
+        for point in self.flush_points:
             try:
                 point.flush()
             except OSError as error:

@@ -69,7 +69,9 @@ class Target:
     singleton: ClassVar[bool] = False
     """The only line of its table."""
     immutable: ClassVar[bool] = False
-    """A live table of this type is replaced by the same type only."""
+    """A live table of this type is replaced by the same type only, or by a wildcard."""
+    wildcard: ClassVar[bool] = False
+    """It may take the place of an immutable target."""
 
     def __init__(self, context: Context, arguments: Sequence[str]) -> None:
         self.context = context

@@ -22,6 +22,7 @@ class Error(Target):
     name = "error"
     version = (1, 5, 0)
     syntax = ""
+    wildcard = True
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
         return (Fail(length, errno.EIO),)
