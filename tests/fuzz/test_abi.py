@@ -28,7 +28,7 @@ from userdm.storage import FileStorage, MemoryStorage, open_storage
 KERNELS = {
     errno.EINVAL, errno.ENXIO, errno.EBUSY, errno.ENOTTY, errno.ENOMEM, errno.ENODEV, errno.EEXIST, errno.ENODATA,
     errno.EPERM, errno.EOPNOTSUPP, errno.ENOTBLK, errno.EACCES, errno.EINTR, errno.ENOSPC, errno.ENAMETOOLONG,
-    errno.EILSEQ, errno.EROFS, errno.EIO,
+    errno.EILSEQ, errno.EROFS, errno.EIO, errno.EOVERFLOW,
 }  # fmt: skip
 
 DECODERS = (
