@@ -127,8 +127,10 @@ class ThinPool(Target):
 
     def _open(self) -> Pool:
         storage = self.context.storage(self.metadata_place)
+        major, minor = self.context.host.devno
+        keep, key = self.context.keep, f"redo:{major}:{minor}"
         try:
-            return Pool(storage, self.data, self.context.storage(self.data), self.block_sectors)
+            return Pool(storage, self.data, self.context.storage(self.data), self.block_sectors, keep, key)
         except OSError as error:
             raise TargetError(error.errno, f"metadata device: {error.strerror}") from error
 

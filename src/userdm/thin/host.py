@@ -13,6 +13,11 @@ class Host(Protocol):
     def name(self) -> str: ...
 
     @property
+    def devno(self) -> tuple[int, int]:
+        """Major and minor number, which it keeps for as long as it exists."""
+        ...
+
+    @property
     def suspended(self) -> bool: ...
 
     def revoke(self, offset: int, length: int) -> None:

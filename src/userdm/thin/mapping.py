@@ -14,6 +14,7 @@ from userdm.pdata.node import Node
 from userdm.pdata.prune import delete, remove
 from userdm.pdata.transaction import Transaction
 from userdm.thin.details import Details
+from userdm.thin.redo import Kind
 
 if TYPE_CHECKING:
     from userdm.thin.metadata import PoolMetadata
@@ -200,6 +201,7 @@ class ThinMetadata:
             self.root = pool.trees.bottom.insert(self.root, vblock, values, self._replace)
             pool.data.map_reserved(pblock, length)
             self._count(length - self._replaced)
+        pool.log(Kind.MAP, self.dev_id, vblock, pblock, length)
 
     def _count(self, change: int) -> None:
         """So many blocks more are mapped."""
@@ -235,4 +237,5 @@ class ThinMetadata:
             freed = len(pool.data.freed)
             self.root = remove(bottom, self.root, begin, end)
             self._count(-mapped)
+        pool.log(Kind.UNMAP, self.dev_id, begin, min(end - 1, MAX_KEY))
         return pool.data.freed[freed:]

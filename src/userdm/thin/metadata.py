@@ -21,6 +21,7 @@ from userdm.pdata.transaction import Transaction
 from userdm.storage import Storage
 from userdm.thin.details import Details
 from userdm.thin.mapping import MAX_DATA_BLOCKS, MAX_TIME, MappingTrees, Run, ThinMetadata
+from userdm.thin.redo import Kind, RedoLog
 from userdm.thin.room import Room
 from userdm.thin.sealed import SealedCommit
 from userdm.thin.superblock import NEEDS_CHECK, Superblock, check_data_block_size
@@ -52,6 +53,8 @@ class PoolMetadata:
         self.readonly = readonly
         self.failed: OSError | None = None
         """Why nothing can be changed any more; what is in memory can still be read."""
+        self.redo: RedoLog | None = None
+        """Where changes are written down for the process that comes after this one."""
         self.superblock = superblock
         self.space = space
         self.data = data
@@ -122,6 +125,10 @@ class PoolMetadata:
                 )
         if superblock.time > MAX_TIME and not readonly:
             raise corrupt(0, f"the superblock's time is {superblock.time}, but mappings have room for {MAX_TIME}")
+        if not readonly:
+            # a process before us may have been killed between writing the superblock and flushing it: before a block
+            # that only the state before needs is used again, that state must be the past on the medium too
+            storage.flush()
         tx = Transaction(BlockManager(storage, metadata.nr_blocks))
         space = tx.space = MetadataSpaceMap(tx, metadata)
         return cls(storage, superblock, space, DataSpaceMap(tx, data), readonly=readonly)
@@ -249,11 +256,28 @@ class PoolMetadata:
     # changing
 
     def check_writable(self) -> None:
-        """EIO after a failure, EROFS when opened read-only."""
+        """EIO after a failure, EROFS when opened read-only, ENOMEM when the redo log has no room for a change."""
+        self._check_usable()
+        if self.redo is not None:
+            self.redo.make_room()
+
+    def _check_usable(self) -> None:
         if self.failed is not None:
             raise OSError(errno.EIO, f"metadata cannot be changed after an error: {self.failed.strerror}")
         if self.readonly:
             raise OSError(errno.EROFS, "metadata is open for reading only")
+
+    def fail(self, error: OSError) -> None:
+        """Nothing may be changed or committed any more; the first reason stays."""
+        if self.failed is None:
+            self.failed = error
+            if self.redo is not None:
+                self.redo.failed()
+
+    def log(self, kind: Kind, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> None:
+        """A change was made, and is to outlive this process."""
+        if self.redo is not None:
+            self.redo.append(kind, a, b, c, d)
 
     @contextmanager
     def all_or_broken(self) -> Iterator[None]:
@@ -261,10 +285,10 @@ class PoolMetadata:
         try:
             yield
         except OSError as error:
-            self.failed = error
+            self.fail(error)
             raise
         except BaseException as error:
-            self.failed = OSError(errno.EIO, f"internal error: {error!r}")
+            self.fail(OSError(errno.EIO, f"internal error: {error!r}"))
             raise
 
     def touch(self, thin: ThinMetadata) -> None:
@@ -308,6 +332,7 @@ class PoolMetadata:
         with self.all_or_broken():
             details = Details(0, self.transaction_id, self.time, self.time)
             self._add(dev, self.trees.bottom.empty(), details)
+        self.log(Kind.CREATE_THIN, dev)
 
     def create_snap(self, dev: int, origin: int) -> None:
         """A device that shares all blocks with another one as it is now. EEXIST, ENODATA, EINVAL, ENOSPC."""
@@ -324,6 +349,7 @@ class PoolMetadata:
             self._add(dev, thin.root, details)
             thin.details.snapshotted_time = self.time
             self.touch(thin)
+        self.log(Kind.CREATE_SNAP, dev, origin)
 
     def delete(self, dev: int) -> None:
         """Take a device away. ENODATA, ENOSPC."""
@@ -336,6 +362,7 @@ class PoolMetadata:
             self.root = remove(self.trees.top, self.root, dev, dev + 1)
             thin.deleted = True
             del self._thins[dev]
+        self.log(Kind.DELETE, dev)
 
     def set_transaction_id(self, old: int, new: int) -> None:
         """EINVAL unless the pool's id is ``old``."""
@@ -346,11 +373,13 @@ class PoolMetadata:
             raise OSError(errno.EINVAL, f"new transaction id is {new}, allowed are 0 to {(1 << 64) - 1}")
         self.superblock.trans_id = new
         self._superblock_changed = True
+        self.log(Kind.TRANSACTION_ID, old, new)
 
     def set_needs_check(self) -> None:
         """The next commit says that the metadata must be checked."""
         self.superblock.flags |= NEEDS_CHECK
         self._superblock_changed = True
+        self.log(Kind.NEEDS_CHECK)
 
     def resize_data(self, nr_blocks: int) -> None:
         """Grow the data device. EINVAL when it would shrink."""
@@ -363,6 +392,8 @@ class PoolMetadata:
         self.room.grow(nr_blocks)
         with self.all_or_broken():
             self.data.extend(nr_blocks)
+            self._superblock_changed = True
+        self.log(Kind.RESIZE_DATA, nr_blocks)
 
     def resize_metadata(self, nr_blocks: int) -> None:
         """Grow into a larger metadata device, of which at most ``MAX_BLOCKS`` are used. EINVAL when it would shrink."""
@@ -376,6 +407,8 @@ class PoolMetadata:
             raise OSError(errno.EINVAL, f"metadata device has {nr_blocks} blocks, allowed are {old} to {most}")
         with self.all_or_broken():
             self.space.extend(nr_blocks)
+            self._superblock_changed = True
+        self.log(Kind.RESIZE_METADATA, nr_blocks)
 
     # the metadata snapshot
 
@@ -393,6 +426,7 @@ class PoolMetadata:
             self.tx.add(HeldRoot(blocknr, bytearray(self._image().snapshot(blocknr))))
             self.superblock.held_root = blocknr
             self._superblock_changed = True
+        self.log(Kind.RESERVE)
 
     def release_metadata_snap(self) -> None:
         """Let go of it. EINVAL without one."""
@@ -409,6 +443,7 @@ class PoolMetadata:
             self.tx.dec(held)
             self.superblock.held_root = 0
             self._superblock_changed = True
+        self.log(Kind.RELEASE)
 
     # data blocks
 
@@ -444,15 +479,20 @@ class PoolMetadata:
         superblock.metadata_space_map = self.space.counts.root()
         return superblock
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether anything has changed since the last seal."""
+        return bool(self.tx.blocks.dirty or self._touched or self._superblock_changed)
+
     def seal(self) -> SealedCommit | None:
         """End the transaction in memory; what follows belongs to the next one. None when nothing has changed.
 
         The result is to be written, and then given to `finish`; until then there is no other.
         """
-        self.check_writable()
+        self._check_usable()
         if self._sealed is not None:
             raise RuntimeError("the last commit is not finished")
-        if not (self.tx.blocks.dirty or self._touched or self._superblock_changed):
+        if not self.uncommitted:
             return None
         with self.all_or_broken():
             self._settle()
@@ -468,6 +508,8 @@ class PoolMetadata:
             dropped=self.tx.dropped,
             dropped_data=self.data.dropped,
         )
+        if self.redo is not None:
+            self.redo.mark(image)
         self.tx.fresh.clear()
         self.tx.dropped = False
         self.data.freed, self.data.dropped = [], Mask()
@@ -481,7 +523,7 @@ class PoolMetadata:
         if sealed is not self._sealed:
             raise RuntimeError("that commit is not the one under way")
         if not ok:
-            self.failed = self.failed or OSError(errno.EIO, "a commit could not be written")
+            self.fail(OSError(errno.EIO, "a commit could not be written"))
             return []
         self._sealed = None
         self.tx.blocks.written()

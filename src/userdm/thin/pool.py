@@ -18,9 +18,10 @@ from contextlib import suppress
 
 from userdm.segment import SECTOR, Gate, Place
 from userdm.storage import Storage
+from userdm.storage.keep import Keep, NoKeep
 from userdm.thin.commit import GroupCommit
 from userdm.thin.features import Features
-from userdm.thin.metadata import PoolMetadata
+from userdm.thin.replay import open_metadata
 from userdm.thin.volume import Volume
 
 COMMIT_PERIOD = 1.0
@@ -39,15 +40,29 @@ class Pool:
     ``data`` is what segments point at, ``data_storage`` the same device for the pool's own flushes and discards.
     """
 
-    def __init__(self, metadata_storage: Storage, data: Place, data_storage: Storage, block_sectors: int) -> None:
-        """Open the metadata, format it when it is all zeros. Errors: see PoolMetadata.open."""
+    def __init__(
+        self,
+        metadata_storage: Storage,
+        data: Place,
+        data_storage: Storage,
+        block_sectors: int,
+        keep: Keep | None = None,
+        key: str = "",
+    ) -> None:
+        """Open the metadata, format it when it is all zeros. Errors: see PoolMetadata.open.
+
+        With ``keep``, the pool goes on where a process before us was killed, and writes down under ``key`` what a
+        process after us will need (thin.redo).
+        """
         self.metadata_storage = metadata_storage
         self.data = data
         self.data_storage = data_storage
         self.block_sectors = block_sectors
         self.block_bytes = block_sectors * SECTOR
         self.lock = threading.Lock()
-        self.metadata = PoolMetadata.open(metadata_storage, block_sectors, readonly=metadata_storage.readonly)
+        self._keep: Keep = keep if keep is not None else NoKeep()
+        self._key = key
+        self.metadata = open_metadata(metadata_storage, block_sectors, self._keep, key)
         self.features = Features()
         self.low_water_blocks = 0
         self.on_event: Callable[[], None] = lambda: None
@@ -55,12 +70,13 @@ class Pool:
         self.gate: Gate | None = None
         """Closed while the pool device is suspended; every volume's requests wait for it."""
         self.no_space = False
-        self._read_only = self.metadata.needs_check or metadata_storage.readonly
+        failed = self.metadata.failed is not None
+        self._read_only = self.metadata.needs_check or metadata_storage.readonly or failed
         self._space_gate = Gate()
         self._space_deadline: float | None = None
         self._low_water_told = False
         self._commits = GroupCommit(self._commit)
-        self._changed_at: float | None = None
+        self._changed_at = time.monotonic() if self.metadata.uncommitted and not failed else None
         self._passdown: Runs = []
         self._reclaim: list[tuple[Runs, Runs, list[Callable[[], bool]], Gate]] = []
         self._freed_gate = Gate()
@@ -408,6 +424,10 @@ class Pool:
             with self.lock:
                 self._wake_all()
             self.resume()
+            if self.metadata.redo is not None:
+                self.metadata.redo.close()
+                self.metadata.redo = None
+            self._keep.drop(self._key)
 
     # status, in the kernel's units
 
