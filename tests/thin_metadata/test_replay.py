@@ -1,4 +1,4 @@
-"""After each change of a random workload: what a successor makes of the last commit and the log is what was in memory."""
+"""After each change of a random workload: what a successor makes of log and last commit is what was in memory."""
 
 from __future__ import annotations
 
