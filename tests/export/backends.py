@@ -26,6 +26,8 @@ class Awkward:
         self.size = size
         self.readonly = False
         self.granularity = granularity
+        self.discards = True
+        self.block_size = 512
         self.calls: list[tuple[str, int, int]] = []
         self.gate: Gate | None = None
         self.stall: threading.Event | None = None

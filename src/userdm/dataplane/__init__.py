@@ -58,4 +58,14 @@ class Backend(Protocol):
         """Discard granularity, a multiple of 512."""
         ...
 
+    @property
+    def discards(self) -> bool:
+        """Whether discards are taken at all: EOPNOTSUPP otherwise."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Logical block."""
+        ...
+
     def worker(self) -> Worker: ...

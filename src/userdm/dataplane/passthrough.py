@@ -15,6 +15,8 @@ class Passthrough:
     def __init__(self, storage: Storage, *, granularity: int = SECTOR) -> None:
         self._storage = storage
         self.granularity = granularity
+        self.discards = True
+        self.block_size = SECTOR
 
     @property
     def size(self) -> int:

@@ -47,7 +47,9 @@ class BlockExport:
         self._name: str | None = None
         self._coming: str | None = None
         """The name that a client is about to give the node."""
-        self._sized = False
+        self._backend = backend
+        self._limits: tuple[int, int, bool] | None = None
+        """Logical block, discard granularity, discards or not: as the driver was last told."""
         self._loop = LoopDevice.reserve(minor)
         self.devno = self._loop.devno
         self.node = Path(self._loop.node)
@@ -81,11 +83,35 @@ class BlockExport:
         self._connection.file.activate()
         # kernels before 6.16 take the size that the inode had when it was last asked for
         os.fstat(self._mount)
-        if not self._sized:
-            self._loop.take_limits()
-            self._sized = True
+        first = self._limits is None
+        if first:
+            self._take_limits()
         self._loop.take_size(readonly)
+        if first and not self._backend.discards and not readonly:
+            self._loop.forget_discards()
         self._show_as(name)
+
+    def _take_limits(self) -> None:
+        backend = self._backend
+        self._limits = (backend.block_size, backend.granularity, backend.discards)
+        self._loop.take_limits(backend.block_size)
+
+    def settle(self) -> None:
+        """Another table may have other limits. The driver holds the queue while it takes them, so it is done when
+        requests flow; and when somebody has the device for himself (a mount), it is not done."""
+        assert self._connection is not None
+        backend = self._backend
+        if self._limits == (backend.block_size, backend.granularity, backend.discards) or self._connection.parked:
+            return
+        thread = threading.Thread(target=self._try_limits, name="limits", daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+
+    def _try_limits(self) -> None:
+        try:
+            self._take_limits()
+        except OSError as error:
+            log.info("%s: in use, its limits stay as they are: %s", self.node, error)
 
     def rename(self, name: str, *, leave_node: bool = False) -> None:
         if self._name is None:

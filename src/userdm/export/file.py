@@ -217,6 +217,9 @@ class File:
         self._check_writable()
         room = self._room(offset, length)
         if mode == protocol.FALLOC_PUNCH_HOLE | protocol.FALLOC_KEEP_SIZE:
+            if not self._backend.discards:
+                # also a write-zeroes that may unmap: its sender then writes zeros himself
+                raise OSError(errno.EOPNOTSUPP, "the device takes no discards")
             if room:
                 worker.discard(offset, room)
         elif mode & ~protocol.FALLOC_KEEP_SIZE == protocol.FALLOC_ZERO_RANGE:

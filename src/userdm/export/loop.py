@@ -33,6 +33,7 @@ LOOP_CTL_ADD = 0x4C80
 LOOP_CTL_REMOVE = 0x4C81
 BLKROSET = 0x125D
 BLKFLSBUF = 0x1261
+BLKDISCARD = 0x1277
 
 LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_DIRECT_IO = 16
@@ -147,10 +148,20 @@ class LoopDevice:
         if (_sys(self.index) / "loop/dio").read_text().strip() != "1":
             raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
 
-    def take_limits(self) -> None:
-        """Have the driver ask for the file's discard granularity: for a device that has no size yet, once."""
+    def take_limits(self, block_size: int) -> None:
+        """Set the logical block, and have the driver ask for the file's discard granularity, which it does only for
+        a change. EBUSY or EAGAIN when somebody uses the device."""
         with _opened(self.node, os.O_RDWR) as fd:
-            fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE)
+            now = int((_sys(self.index) / "queue/logical_block_size").read_text())
+            if now == block_size:
+                fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE if now != BLOCK_SIZE else UNSIZED_BLOCK_SIZE)
+            fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, block_size)
+
+    def forget_discards(self) -> None:
+        """Have the driver find out that the file takes no discards. It drops what is cached of the first block: for a
+        new device only. Newer drivers then say so in sysfs, older ones go on asking."""
+        with suppress(OSError), _opened(self.node, os.O_RDWR) as fd:
+            fcntl.ioctl(fd, BLKDISCARD, struct.pack("=QQ", 0, UNSIZED_BLOCK_SIZE))
 
     @property
     def readonly(self) -> bool:

@@ -74,6 +74,9 @@ class UserExport:
             self._connection.file.activate()
             self.rename(name)
 
+    def settle(self) -> None:
+        pass
+
     def rename(self, name: str, *, leave_node: bool = False) -> None:
         """A mount cannot be moved without root, so it is made anew; EBUSY when the file is open."""
         if self._connection is None or self._name is None or self._name == name:

@@ -16,7 +16,7 @@ from userdm.dataplane import Parked
 from userdm.dataplane.plane import DEFAULT_GRANULE, BlockingWorker, Plane, PlaneWorker
 from userdm.mapper.hooks import Export
 from userdm.mapper.table import Table
-from userdm.segment import Direct, Fail, Gate, Intent, Segment, Wait
+from userdm.segment import SECTOR, Direct, Fail, Gate, Intent, Segment, Wait
 
 if TYPE_CHECKING:
     from userdm.mapper.places import Opened
@@ -33,6 +33,10 @@ class MappedDevice:
         self.control = threading.RLock()
         self.live: Table | None = None
         self.inactive: Table | None = None
+        self.has_loaded = False
+        """A table has been loaded once: from then on its limits are checked when it becomes live."""
+        self.block_size = SECTOR
+        """Bytes of its logical block, as it was when its table became live."""
         self.gate: Gate | None = None
         self.removed = False
         self.deleting = False
@@ -82,6 +86,11 @@ class MappedDevice:
     @property
     def granularity(self) -> int:
         return self.live.discard_granularity if self.live is not None else 512
+
+    @property
+    def discards(self) -> bool:
+        """Whether it takes discards."""
+        return self.live is not None and self.live.discards
 
     def open_count(self, *, scan: bool = True) -> int:
         """Tables that name the device, and with ``scan`` everybody else who has it open or mounted."""
@@ -281,6 +290,7 @@ class MappedDevice:
         """Make the inactive table the live one; returns the old one, to be closed. Suspended already."""
         old, self.live, self.inactive = self.live, self.inactive, None
         self._swapped = True
+        self.block_size = SECTOR if self.live is None else self.live.block_size
         if old is None or self.live is None or old.size != self.live.size:
             self.geometry = None
         self._told_failures = self.failed_flushes
@@ -299,6 +309,7 @@ class MappedDevice:
         self.export.activate(self.name, table.readonly if self._swapped else None)
         self._swapped = False
         self._open_gate()
+        self.export.settle()
         thaw, self.thaw = self.thaw, None
         if thaw is not None:
             thaw()

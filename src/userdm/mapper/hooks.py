@@ -24,6 +24,10 @@ class Export(Protocol):
         ``name``."""
         ...
 
+    def settle(self) -> None:
+        """Requests flow again: what can be done only then (the limits of a device in use)."""
+        ...
+
     def rename(self, name: str, *, leave_node: bool = False) -> None:
         """Move the node; ``leave_node``: the client is about to do that itself, and it is looked at a little later."""
         ...
@@ -77,6 +81,9 @@ class NoExport:
     readonly = False
 
     def activate(self, name: str, readonly: bool | None) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def rename(self, name: str, *, leave_node: bool = False) -> None:

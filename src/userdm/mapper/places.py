@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from userdm.mapper.table import escape_argument
 from userdm.segment import Place
 from userdm.storage import FileStorage, Storage, open_storage
-from userdm.targets.base import Target, TargetError
+from userdm.targets.base import Area, Target, TargetError
 
 if TYPE_CHECKING:
     from userdm.mapper.device import MappedDevice
@@ -265,6 +265,7 @@ class LineContext:
         self.start = start
         self.length = length
         self.readonly = readonly
+        self.areas: list[Area] = []
         self.storage = opened.storage
         self.describe = opened.describe
         self.keep = opened.mapper.keep

@@ -227,9 +227,12 @@ class Mapper:
             table = Table.build(lines, opened, readonly=readonly, secret=secret)
             try:
                 _check_replacement(device, table)
+                if not device.has_loaded:
+                    table.check_limits()
             except BaseException:
                 table.close()
                 raise
+            device.has_loaded = True
             old, device.inactive = device.inactive, table
             if old is not None:
                 old.close()
@@ -250,7 +253,8 @@ class Mapper:
             device.stop(flush=flush, lockfs=lockfs and flush)
 
     def resume(self, device: MappedDevice, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Swap the inactive table in, if there is one, and go on. EINVAL for a suspended device without any table."""
+        """Swap the inactive table in, if there is one, and go on. EINVAL for a suspended device without any table, and
+        for a table whose limits cannot be: it is gone then, and the device stays suspended."""
         with device.control:
             self._check_present(device)
             if device.inactive is None and not device.suspended:
@@ -258,6 +262,7 @@ class Mapper:
             old: Table | None = None
             if device.inactive is not None:
                 device.stop(flush=flush, lockfs=lockfs and flush)
+                self._check_new(device)
                 old = device.swap()
             if device.live is None:
                 raise OSError(errno.EINVAL, f"{device.name} has no table")
@@ -266,6 +271,16 @@ class Mapper:
             finally:
                 if old is not None:
                     old.close()
+
+    def _check_new(self, device: MappedDevice) -> None:
+        table = device.inactive
+        assert table is not None
+        try:
+            table.check_limits()
+        except OSError:
+            device.inactive = None
+            table.close()
+            raise
 
     def message(self, device: MappedDevice, sector: int, text: str, *, force: bool = False) -> str | None:
         """Send a message to the live target at ``sector``. Returns its answer, None when it has none."""

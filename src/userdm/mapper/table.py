@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from userdm.segment import SECTOR, Intent, Place, Segment
-from userdm.targets.base import Flushable, Target, TargetError
+from userdm.targets.base import Area, Flushable, Target, TargetError, block_size
 from userdm.targets.registry import find_target
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ class Table:
         self.places: list[Place] = []
         """What the table stands on, once each, in the order of the kernel's deps."""
         self.flush_points: list[Flushable] = []
+        self.block_size = SECTOR
+        """Bytes of the logical block of a device with this table."""
+        self._areas: list[tuple[int, Area]] = []
         self._starts: list[int] = []
         self._holders: int = 0
         self._closed = False
@@ -140,8 +143,40 @@ class Table:
         context = self.opened.context(line.start, line.length, self.readonly)
         target = kind(context, split_arguments(line.params))
         self.lines.append(line)
+        self._areas += ((len(self.lines), area) for area in context.areas)
         self.entries.append(Entry(line.start, line.length, target))
         self._starts.append(line.start * SECTOR)
+
+    def check_limits(self) -> None:
+        """What the lines take of what they stand on must be there, and lie on whole logical blocks; so must the lines
+        themselves. EINVAL otherwise. As dm_calculate_queue_limits."""
+        for index, area in self._areas:
+            try:
+                area.check()
+            except OSError as error:
+                raise TableError(error.errno, f"table line {index}: {error.strerror}") from error
+        sizes = [max((block_size(place) for place in entry.target.places), default=SECTOR) for entry in self.entries]
+        self.block_size = max(sizes)
+        whole = self.block_size // SECTOR
+        index = remaining = 0  # sectors of a block that the lines so far have begun and not ended
+        for entry, size in zip(self.entries, sizes, strict=True):
+            index += 1
+            if remaining < entry.length and remaining % (size // SECTOR):
+                break
+            remaining = -(entry.start + entry.length) % whole
+        else:
+            if not remaining:
+                return
+        raise TableError(
+            errno.EINVAL,
+            f"table line {index}: sectors {entry.start} to {entry.start + entry.length}: must lie on whole logical "
+            f"blocks of {self.block_size} bytes",
+        )
+
+    @property
+    def discards(self) -> bool:
+        """Whether the device takes discards: when each of its targets does."""
+        return all(entry.target.discards for entry in self.entries)
 
     @property
     def count(self) -> int:

@@ -15,12 +15,11 @@ import stat
 import struct
 from pathlib import Path
 
-from userdm.storage.sysfs import loop_backing_file
+from userdm.storage.sysfs import loop_backing_file, queue_limit
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
-BLKROGET = 0x125E
 BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
 SECTOR = 512
@@ -52,7 +51,8 @@ class FileStorage:
     resolve: None = None
 
     def __init__(self, path: str, *, readonly: bool = False) -> None:
-        """Open and claim ``path``.
+        """Open and claim ``path``. A block device that is read-only may be opened for writing, as on the kernel; it
+        is the write that fails.
 
         Raises OSError: ENOENT, EACCES, EBUSY when another owner has it, ENOTBLK for anything that is neither
         a regular file nor a block device.
@@ -74,12 +74,14 @@ class FileStorage:
             self.device = info.st_rdev if self.is_block else 0
             self.block_size = _int_ioctl(self.fd, BLKSSZGET) if self.is_block else SECTOR
             """Bytes: the device's logical block, on whose bounds a table's ranges must lie."""
+            self.discards = not self.is_block or queue_limit(self.device, "discard_max_bytes") > 0
+            """Whether a discard gives space back."""
+            self.granularity = (queue_limit(self.device, "discard_granularity") if self.is_block else 0) or 4096
+            """Bytes: what a discard gives back is in whole pieces of it."""
             self.identity = (info.st_rdev, 0) if self.is_block else (info.st_dev, info.st_ino)
             if not self.is_block:
                 self._lock(self.fd, path)
             else:
-                if not readonly and _int_ioctl(self.fd, BLKROGET):
-                    raise OSError(errno.EACCES, "block device is read-only", path)
                 self._lock_behind_loop()
         except BaseException:
             self.close()

@@ -12,6 +12,18 @@ LOOP_MAJOR = 7
 _LOOP_INFO64 = struct.Struct("=QQQQQIIII64s64s32s2Q")
 
 
+def queue_limit(device: int, name: str) -> int:
+    """What the block layer's queue of the device, or of the disk that it is a part of, says; 0 when it is silent."""
+    folder = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for queue in (f"{folder}/queue", f"{folder}/../queue"):
+        try:
+            with open(f"{queue}/{name}", encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
 def loop_backing_file(fd: int, device: int) -> str | None:
     """The path of the file behind the open loop device ``fd`` with number ``device``, checked to be that very file.
 

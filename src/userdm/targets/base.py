@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from userdm.segment import SECTOR, Intent, Place, Segment
@@ -28,6 +29,9 @@ class Context(Protocol):
     start: int
     length: int
     readonly: bool
+
+    areas: list[Area]
+    """What the target takes of what it stands on: see `check_area`."""
 
     @property
     def keep(self) -> Keep:
@@ -87,6 +91,11 @@ class Target:
         """Bytes: answers are worth keeping in pieces of this size."""
         sizes = (getattr(place, "granularity", None) or DEFAULT_GRANULE for place in self.places)
         return min(sizes, default=DEFAULT_GRANULE)
+
+    @property
+    def discards(self) -> bool:
+        """Whether it takes discards: when everything takes them that it stands on, and it stands on something."""
+        return bool(self.places) and all(getattr(place, "discards", True) for place in self.places)
 
     @property
     def discard_granularity(self) -> int:
@@ -150,29 +159,43 @@ def count(arguments: Sequence[str], low: int, high: int | None, syntax: str) -> 
     raise TargetError(errno.EINVAL, f"{len(arguments)} arguments, must be {wanted}: {syntax or 'none'}")
 
 
-def check_area(context: Context, argument: str, value: str, place: Place, start: int, length: int) -> None:
-    """Sectors ``start`` to ``start + length`` must lie on the place, on bounds of its logical blocks: EINVAL.
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Sectors of a place that a target's table line takes."""
 
-    As device_area_is_invalid of dm-table.c.
-    """
-    sectors = place.size // SECTOR
-    if start + length > sectors:
-        raise TargetError(
-            errno.EINVAL,
-            f"{argument} {value!r} is too small for the target: sectors {start} to {start + length} wanted, "
-            f"it has {sectors}",
-        )
-    check_alignment(argument, value, place, start, length)
+    argument: str
+    value: str
+    place: Place
+    start: int
+    length: int
 
-
-def check_alignment(argument: str, value: str, place: Place, start: int, length: int) -> None:
-    block = getattr(place, "block_size", SECTOR) // SECTOR
-    for what, sectors in (("start", start), ("length", length)):
-        if sectors % block:
+    def check(self) -> None:
+        """They must lie on the place, on bounds of its logical blocks: EINVAL. As device_area_is_invalid."""
+        where = f"{self.argument} {self.value!r}"
+        sectors = self.place.size // SECTOR
+        if self.start + self.length > sectors:
             raise TargetError(
                 errno.EINVAL,
-                f"{argument} {value!r}: {what} {sectors}: must be a multiple of its logical block {block}",
+                f"{where} is too small for the target: sectors {self.start} to {self.start + self.length} wanted, "
+                f"it has {sectors}",
             )
+        block = block_size(self.place) // SECTOR
+        for what, number in (("start", self.start), ("length", self.length)):
+            if number % block:
+                raise TargetError(
+                    errno.EINVAL, f"{where}: {what} {number}: must be a multiple of its logical block {block}"
+                )
+
+
+def check_area(context: Context, argument: str, value: str, place: Place, start: int, length: int) -> None:
+    """Have sectors ``start`` to ``start + length`` of the place checked, when the kernel does: at a device's first
+    load, and whenever a table becomes live."""
+    context.areas.append(Area(argument, value, place, start, length))
+
+
+def block_size(place: Place) -> int:
+    """Bytes of its logical block."""
+    return getattr(place, "block_size", SECTOR)
 
 
 MAX_SECTOR = (1 << 63) // SECTOR - 1

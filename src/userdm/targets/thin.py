@@ -58,6 +58,10 @@ class Thin(Target):
         return self.pool.block_bytes
 
     @property
+    def discards(self) -> bool:
+        return self.pool.features.discard
+
+    @property
     def discard_granularity(self) -> int:
         return self.pool.block_bytes
 
