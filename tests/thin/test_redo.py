@@ -24,6 +24,7 @@ from userdm.pdata.counts import Root
 from userdm.storage import MemoryStorage
 from userdm.thin import pool as engine
 from userdm.thin import redo
+from userdm.thin.modes import Mode
 from userdm.thin.redo import FORMAT, RECORD, START, Kind, RedoLog, changes_since
 from userdm.thin.superblock import NEEDS_CHECK, Superblock
 
@@ -270,7 +271,7 @@ def test_a_log_that_cannot_grow_refuses_before_the_change(monkeypatch: pytest.Mo
             put(thin, 0, b"x")
         pool.engine.commit()  # makes room
         put(thin, 0, b"y")
-        assert pool.engine.mode == "rw"
+        assert pool.engine.mode is Mode.WRITE
     thin_check(world.metadata)
 
 

@@ -15,6 +15,7 @@ from userdm.dataplane.plane import BlockingWorker
 from userdm.mapper.table import Line
 from userdm.storage import MemoryStorage
 from userdm.targets.thin_pool import ThinPool
+from userdm.thin.modes import Mode
 from userdm.thin.pool import Pool as ThinPoolCore
 
 BLOCK = 65536
@@ -98,10 +99,10 @@ def test_a_flush_after_a_commit_that_failed_unseen() -> None:
     metadata.broken = True
     put(thin, 0, b"a" * BLOCK)
     for _ in range(500):
-        if core(pool).mode == "ro":
+        if core(pool).readonly:
             break
         time.sleep(0.01)
-    assert core(pool).mode == "ro", "the commit that is due after a second failed"
+    assert core(pool).readonly, "the commit that is due after a second failed"
     for _ in range(2):
         with pytest.raises(OSError) as caught:
             BlockingWorker(thin.device.worker()).flush()
@@ -121,13 +122,13 @@ def test_a_block_that_cannot_be_mapped_wakes_those_who_wait_for_it() -> None:
     second, two = in_thread(lambda: put(thin, 0, b"b" * BLOCK))
     second.join(0.05)
     assert second.is_alive(), "it waits for the first"
-    core(pool)._read_only = True
+    core(pool).modes.set(Mode.READ_ONLY)
     data.free.set()
     first.join(5)
     second.join(5)
     assert one == [errno.EIO]
     assert two == [errno.EIO]
-    core(pool)._read_only = False
+    core(pool).modes.set(Mode.WRITE)
     pool.close()
 
 
@@ -147,13 +148,13 @@ def test_a_block_that_comes_back_unused_ends_the_wait_for_space() -> None:
     first, one = in_thread(lambda: put(thin, 3 * BLOCK, b"a" * BLOCK))
     assert data.inside.wait(5)
     second, two = in_thread(lambda: put(thin, 4 * BLOCK, b"b" * BLOCK))
-    while not core(pool).no_space:
+    while core(pool).mode is not Mode.OUT_OF_DATA_SPACE:
         time.sleep(0.001)
     data.free.set()
     first.join(5)
     second.join(5)
     assert one == [errno.EIO] and two == [0]
-    assert core(pool).mode == "rw"
+    assert core(pool).mode is Mode.WRITE
     pool.close()
 
 
@@ -162,7 +163,7 @@ def waiting_for_space() -> tuple[Pool, Thin, threading.Thread, list[int]]:
     thin = pool.create_thin(0, 16 * BLOCK)
     fill(pool, thin, 2)
     thread, ended = in_thread(lambda: put(thin, 4 * BLOCK, b"b" * BLOCK))
-    while not core(pool).no_space:
+    while core(pool).mode is not Mode.OUT_OF_DATA_SPACE:
         time.sleep(0.001)
     return pool, thin, thread, ended
 

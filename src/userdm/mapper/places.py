@@ -107,6 +107,7 @@ class Opened:
         self.device = device
         self._root = root
         self._folder = folder
+        self.restoring = references is not None
         self._saved = {reference["param"]: reference for reference in references or []}
         self._found: dict[str, tuple[Place, dict[str, Any]]] = {}
         self._storages: list[FileStorage] = []
@@ -269,6 +270,7 @@ class LineContext:
         self.storage = opened.storage
         self.describe = opened.describe
         self.keep = opened.mapper.keep
+        self.restoring = opened.restoring
 
     @property
     def host(self) -> MappedDevice:

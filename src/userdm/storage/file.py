@@ -112,6 +112,11 @@ class FileStorage:
         size = _device_size(self.fd) if self.is_block else os.fstat(self.fd).st_size
         return size - size % SECTOR
 
+    @property
+    def max_discard(self) -> int | None:
+        """Bytes that one discard can cover: 0 for a device that knows none, None where there is no limit."""
+        return queue_limit(self.device, "discard_max_bytes") if self.is_block else None
+
     def read(self, offset: int, view: memoryview) -> None:
         done = os.preadv(self.fileno, [view], offset)
         while done < len(view):

@@ -43,6 +43,11 @@ class Context(Protocol):
         """The mapped device that the table is for."""
         ...
 
+    @property
+    def restoring(self) -> bool:
+        """Whether the table was there before, and is brought back."""
+        ...
+
     def open(self, argument: str, value: str) -> Place:
         """The storage or mapped device that ``value`` names, held until the table is destroyed.
 

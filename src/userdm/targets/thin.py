@@ -18,8 +18,9 @@ import errno
 from collections.abc import Sequence
 
 from userdm.segment import SECTOR, Direct, Intent, Place, Segment
-from userdm.targets.base import Context, Flushable, Target, TargetError, count, number
-from userdm.targets.thin_pool import MAX_DEV_ID, ThinPool
+from userdm.targets.base import Context, Flushable, Target, TargetError, count
+from userdm.targets.thin_pool import ThinPool, device_id
+from userdm.thin.modes import Mode
 from userdm.thin.pool import Pool
 
 
@@ -33,21 +34,26 @@ class Thin(Target):
     def __init__(self, context: Context, arguments: Sequence[str]) -> None:
         super().__init__(context, arguments)
         count(arguments, 2, 3, self.syntax)
-        self.dev_id = number("device id", arguments[1], 0, MAX_DEV_ID)
         self.origin: Place | None = None
         if len(arguments) == 3:
             if arguments[2] == arguments[0]:
                 raise TargetError(errno.EINVAL, f"external origin device {arguments[2]!r}: must not be the pool device")
             self.origin = context.open("external origin device", arguments[2])
         self.pool_place = context.open("pool device", arguments[0])
+        self.dev_id = device_id("device id", arguments[1])
         target = context.live_target(self.pool_place)
         if not isinstance(target, ThinPool):
             raise TargetError(errno.EINVAL, f"pool device {arguments[0]!r}: has no live thin-pool table")
         self.pool: Pool = target.pool
+        if self.pool.mode is Mode.FAIL:
+            raise TargetError(errno.EINVAL, f"pool device {arguments[0]!r}: the pool has failed")
         try:
             self.volume = self.pool.open_volume(self.dev_id)
         except OSError as error:
             raise TargetError(error.errno, f"device id {self.dev_id}: {error.strerror}") from error
+        if self.pool.gate is not None and not context.restoring:
+            self.pool.close_volume(self.volume)
+            raise TargetError(errno.EINVAL, f"pool device {arguments[0]!r}: is suspended")
 
     @property
     def places(self) -> Sequence[Place]:
@@ -77,14 +83,21 @@ class Thin(Target):
         return (self.pool,)
 
     def table_line(self) -> str:
+        if self.pool.mode is Mode.FAIL:
+            return "Fail"
         origin = "" if self.origin is None else f" {self.context.describe(self.origin)}"
         return f"{self.context.describe(self.pool_place)} {self.dev_id}{origin}"
 
     def status_line(self, *, noflush: bool = False) -> str:
         pool = self.pool
         with pool.lock:
-            sectors = self.volume.metadata.mapped_blocks * pool.block_sectors
-            highest = self.volume.metadata.highest_mapped()
+            if pool.mode is Mode.FAIL:
+                return "Fail"
+            try:
+                sectors = self.volume.metadata.mapped_blocks * pool.block_sectors
+                highest = self.volume.metadata.highest_mapped()
+            except OSError:
+                return "Error"
         return f"{sectors} {'-' if highest is None else (highest + 1) * pool.block_sectors - 1}"
 
     def resume(self) -> None:

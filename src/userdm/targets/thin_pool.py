@@ -33,12 +33,16 @@ from userdm.segment import SECTOR, Direct, Intent, Place, Segment
 from userdm.targets.base import Context, Flushable, Target, TargetError, check_area, count, number
 from userdm.thin.features import WORDS, Features
 from userdm.thin.host import Host
+from userdm.thin.modes import Mode
 from userdm.thin.pool import Pool
+from userdm.thin.water import metadata_low_water
 
 BLOCK_MIN = 128
 BLOCK_MAX = 2097152
 MAX_DEV_ID = (1 << 24) - 1
 MAX_U64 = (1 << 64) - 1
+MAX_FEATURES = 4
+"""One less than there are: so it is in the kernel."""
 
 
 @dataclass(slots=True)
@@ -70,28 +74,24 @@ class ThinPool(Target):
     def __init__(self, context: Context, arguments: Sequence[str]) -> None:
         super().__init__(context, arguments)
         count(arguments, 4, None, self.syntax)
-        block = number(
-            "data block size",
-            arguments[2],
-            BLOCK_MIN,
-            BLOCK_MAX,
-            what=f"a number of sectors from {BLOCK_MIN} to {BLOCK_MAX}, a multiple of {BLOCK_MIN}",
-        )
-        if block % BLOCK_MIN:
-            raise TargetError(errno.EINVAL, f"data block size {arguments[2]!r}: must be a multiple of {BLOCK_MIN}")
-        self.low_water = number("low water mark", arguments[3], 0, MAX_U64)
-        self.features = _features(arguments[4:])
         if context.readonly:
-            self.features = replace(self.features, read_only=True)
+            raise TargetError(errno.EINVAL, "a pool cannot be in a read-only table: the feature read_only is meant")
+        if arguments[1] == arguments[0]:
+            raise TargetError(errno.EINVAL, f"data device {arguments[1]!r}: is the metadata device, must be another")
+        self.features = _features(arguments[4:])
         self.metadata_place = context.open("metadata device", arguments[0])
         self.data = context.open("data device", arguments[1])
         if self.data is self.metadata_place:
             raise TargetError(errno.EINVAL, f"data device {arguments[1]!r}: is the metadata device, must be another")
         check_area(context, "data device", arguments[1], self.data, 0, self.length)
-        self.block_sectors = block
-        self.pool = self._find_or_open(arguments)
+        allowed = f"a number of sectors from {BLOCK_MIN} to {BLOCK_MAX}, a multiple of {BLOCK_MIN}"
+        block = whole_number("data block size", arguments[2], BLOCK_MAX, what=allowed)
+        if block < BLOCK_MIN or block % BLOCK_MIN:
+            raise TargetError(errno.EINVAL, f"data block size {arguments[2]!r}: must be {allowed}")
+        self.low_water = whole_number("low water mark", arguments[3], MAX_U64)
+        self.pool = self._find_or_open(arguments, block)
 
-    def _find_or_open(self, arguments: Sequence[str]) -> Pool:
+    def _find_or_open(self, arguments: Sequence[str], block_sectors: int) -> Pool:
         host = self.context.host
         key = id(self.metadata_place)
         with _pools_lock:
@@ -104,7 +104,7 @@ class ThinPool(Target):
                 )
             mine = _pools[key] = _Open(None, host, 1)
         try:
-            mine.pool = self._open()
+            mine.pool = self._open(block_sectors)
         except BaseException:
             with _pools_lock:
                 del _pools[key]
@@ -117,20 +117,28 @@ class ThinPool(Target):
             raise TargetError(errno.EBUSY, f"metadata device {arguments[0]!r}: already in use by a pool")
         if found.pool.data is not self.data:
             raise TargetError(errno.EBUSY, f"data device {arguments[1]!r}: must be the one that the pool has")
-        if found.pool.block_sectors != self.block_sectors:
-            raise TargetError(
-                errno.EINVAL,
-                f"data block size {arguments[2]!r}: must be {found.pool.block_sectors} sectors, as the pool has",
-            )
+        if found.pool.mode is Mode.FAIL:
+            raise TargetError(errno.EINVAL, f"metadata device {arguments[0]!r}: the pool has failed")
+        if found.pool.features.discard != self.features.discard:
+            raise TargetError(errno.EINVAL, "feature ignore_discard: must be as the pool has it, until it is removed")
+        # a pool keeps its block size, whatever the line says
         found.users += 1
         return found.pool
 
-    def _open(self) -> Pool:
+    def _open(self, block_sectors: int) -> Pool:
         storage = self.context.storage(self.metadata_place)
         major, minor = self.context.host.devno
         keep, key = self.context.keep, f"redo:{major}:{minor}"
         try:
-            return Pool(storage, self.data, self.context.storage(self.data), self.block_sectors, keep, key)
+            return Pool(
+                storage,
+                self.data,
+                self.context.storage(self.data),
+                block_sectors,
+                keep,
+                key,
+                may_format=not self.features.read_only,
+            )
         except OSError as error:
             raise TargetError(error.errno, f"metadata device: {error.strerror}") from error
 
@@ -140,11 +148,11 @@ class ThinPool(Target):
 
     @property
     def granule(self) -> int:
-        return self.block_sectors * SECTOR
+        return self.pool.block_bytes
 
     @property
     def discard_granularity(self) -> int:
-        return self.block_sectors * SECTOR
+        return self.pool.block_bytes
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
         after = self.length * SECTOR - offset - length
@@ -160,39 +168,44 @@ class ThinPool(Target):
         words = self.features.words()
         listed = "".join(f"{word} " for word in words)
         where = f"{self.context.describe(self.metadata_place)} {self.context.describe(self.data)}"
-        return f"{where} {self.block_sectors} {self.low_water} {len(words)} {listed}"
+        return f"{where} {self.pool.block_sectors} {self.low_water} {len(words)} {listed}"
 
     def status_line(self, *, noflush: bool = False) -> str:
         pool = self.pool
+        if _failed(pool):
+            return "Fail"
         if not noflush and not pool.readonly and pool.gate is None:
             with suppress(OSError):  # the status says what became of it
                 pool.commit()
         with pool.lock:
+            if _failed(pool):
+                return "Fail"
             used_metadata, metadata, used_data, data = pool.used()
             root = pool.metadata.held_root or "-"
-            discards = "ignore_discard" if not pool.features.discard else "discard_passdown"
-            if discards == "discard_passdown" and not pool.features.passdown:
-                discards = "no_discard_passdown"
-            full = "error_if_no_space" if pool.features.error_if_no_space else "queue_if_no_space"
+            mode = "out_of_data_space" if pool.mode is Mode.OUT_OF_DATA_SPACE else "ro" if pool.readonly else "rw"
+            discards = "discard_passdown" if pool.features.passdown else "no_discard_passdown"
+            if not pool.features.discard:
+                discards = "ignore_discard"
+            full = "error_if_no_space" if pool.modes.error_if_no_space else "queue_if_no_space"
             check = "needs_check" if pool.metadata.needs_check else "-"
             return (
                 f"{pool.metadata.transaction_id} {used_metadata}/{metadata} {used_data}/{data} {root} "
-                f"{pool.mode} {discards} {full} {check} {_metadata_low_water(metadata)} "
+                f"{mode} {discards} {full} {check} {metadata_low_water(pool.device_metadata_blocks)} "
             )
 
     def message(self, arguments: Sequence[str], *, force: bool = False) -> str | None:
         pool = self.pool
         if pool.readonly:
-            raise TargetError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY mode")
-        match list(arguments):
+            raise TargetError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY or FAIL mode")
+        match [arguments[0].lower(), *arguments[1:]]:
             case ["create_thin", dev_id]:
-                pool.create_thin(_dev_id("device id", dev_id))
+                pool.create_thin(device_id("device id", dev_id))
             case ["create_snap", dev_id, origin]:
-                pool.create_snap(_dev_id("device id", dev_id), _dev_id("origin id", origin), force=force)
+                pool.create_snap(device_id("device id", dev_id), device_id("origin id", origin), force=force)
             case ["delete", dev_id]:
-                pool.delete(_dev_id("device id", dev_id))
+                pool.delete(device_id("device id", dev_id))
             case ["set_transaction_id", old, new]:
-                pool.set_transaction_id(number("old id", old, 0, MAX_U64), number("new id", new, 0, MAX_U64))
+                pool.set_transaction_id(whole_number("old id", old, MAX_U64), whole_number("new id", new, MAX_U64))
             case ["reserve_metadata_snap"]:
                 pool.reserve_metadata_snap()
             case ["release_metadata_snap"]:
@@ -214,12 +227,11 @@ class ThinPool(Target):
 
     def preresume(self) -> None:
         pool = self.pool
-        pool.features = self.features
-        pool.low_water_blocks = self.low_water
-        pool.on_event = self.context.host.event
-        blocks = self.length // self.block_sectors
-        if not pool.readonly or blocks < pool.metadata.nr_data_blocks:
-            pool.resize(blocks)
+        features = self.features
+        if features.passdown and not passdown_possible(self.data, pool.block_bytes):
+            features = replace(features, passdown=False)
+        pool.bind(self, features, self.low_water, self.context.host.event)
+        pool.resize(self.length // pool.block_sectors)
 
     def resume(self) -> None:
         self.pool.resume()
@@ -240,26 +252,35 @@ class ThinPool(Target):
 
 
 def _features(arguments: Sequence[str]) -> Features:
+    """What follows the arguments that are counted is not looked at, as on the kernel."""
     if not arguments:
         return Features()
-    wanted = number("number of feature arguments", arguments[0], 0, len(WORDS))
-    words = arguments[1:]
+    wanted = number("number of feature arguments", arguments[0], 0, MAX_FEATURES)
+    words = arguments[1 : 1 + wanted]
     if len(words) != wanted:
-        raise TargetError(
-            errno.EINVAL, f"number of feature arguments {wanted}: must be {len(words)}, those that follow"
-        )
+        raise TargetError(errno.EINVAL, f"number of feature arguments {wanted}: only {len(words)} follow")
     features = Features()
     for word in words:
-        if word not in WORDS:
+        if word.lower() not in WORDS:
             raise TargetError(errno.EINVAL, f"feature {word!r}: must be one of {', '.join(WORDS)}")
-        features = replace(features, **WORDS[word])
+        features = replace(features, **WORDS[word.lower()])
     return features
 
 
-def _dev_id(argument: str, value: str) -> int:
-    return number(argument, value, 0, MAX_DEV_ID)
+def whole_number(argument: str, value: str, most: int, *, what: str = "") -> int:
+    """What kstrtoull of the kernel takes: digits, with a plus sign or without."""
+    return number(argument, value[1:] if value.startswith("+") else value, 0, most, what=what)
 
 
-def _metadata_low_water(blocks: int) -> int:
-    """Metadata blocks below which the kernel sends an event: a quarter of the device, at most 4 MiB of it."""
-    return min(1024, blocks // 4)
+def _failed(pool: Pool) -> bool:
+    return pool.mode is Mode.FAIL
+
+
+def device_id(argument: str, value: str) -> int:
+    return whole_number(argument, value, MAX_DEV_ID)
+
+
+def passdown_possible(data: Place, block_bytes: int) -> bool:
+    """Whether the data device takes a discard, of a whole block at least: disable_passdown_if_not_supported."""
+    most: int | None = getattr(data, "max_discard", None)
+    return getattr(data, "discards", True) and (most is None or most >= block_bytes)

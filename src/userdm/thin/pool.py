@@ -4,8 +4,6 @@ Follows drivers/md/dm-thin.c and Documentation/admin-guide/device-mapper/thin-pr
 
 Locks. ``lock`` guards the metadata in memory and is held for microseconds, never across an fsync or a write:
 a commit seals the transaction under it and writes it without, while the next transaction goes on.
-Data blocks that a transaction frees are handed out again only after its commit is durable, the requests that were in
-flight then have ended, and the discards that made them free were passed down.
 """
 
 from __future__ import annotations
@@ -16,22 +14,24 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from userdm.pdata.metadata_map import MAX_BLOCKS
 from userdm.segment import SECTOR, Gate, Place
 from userdm.storage import Storage
 from userdm.storage.keep import Keep, NoKeep
 from userdm.thin.commit import GroupCommit
 from userdm.thin.features import Features
+from userdm.thin.modes import Mode, Modes
+from userdm.thin.reclaim import Reclaim, Runs
 from userdm.thin.replay import open_metadata
+from userdm.thin.sealed import SealedCommit
+from userdm.thin.superblock import mark_needs_check
 from userdm.thin.volume import Volume
+from userdm.thin.water import LowWater, metadata_low_water
 
 COMMIT_PERIOD = 1.0
 """Seconds from the first change to the commit, as COMMIT_PERIOD (HZ) of dm-thin.c."""
 METADATA_BLOCK = 4096
 """Bytes."""
-NO_SPACE_TIMEOUT = 60.0
-"""Seconds that writes wait for space, as NO_SPACE_TIMEOUT_SECS of dm-thin.c."""
-
-Runs = list[tuple[int, int]]
 
 
 class Pool:
@@ -48,8 +48,11 @@ class Pool:
         block_sectors: int,
         keep: Keep | None = None,
         key: str = "",
+        *,
+        may_format: bool = True,
     ) -> None:
-        """Open the metadata, format it when it is all zeros. Errors: see PoolMetadata.open.
+        """Open the metadata, or format it when it is all zeros. Errors: see PoolMetadata.open. Nothing is served before
+        a table is bound and the pool resumed.
 
         With ``keep``, the pool goes on where a process before us was killed, and writes down under ``key`` what a
         process after us will need (thin.redo).
@@ -62,26 +65,23 @@ class Pool:
         self.lock = threading.Lock()
         self._keep: Keep = keep if keep is not None else NoKeep()
         self._key = key
-        self.metadata = open_metadata(metadata_storage, block_sectors, self._keep, key)
-        self.features = Features()
-        self.low_water_blocks = 0
-        self.on_event: Callable[[], None] = lambda: None
-        self.volumes: dict[int, Volume] = {}
-        self.gate: Gate | None = None
-        """Closed while the pool device is suspended; every volume's requests wait for it."""
-        self.no_space = False
+        self.metadata = open_metadata(metadata_storage, block_sectors, self._keep, key, may_format=may_format)
         failed = self.metadata.failed is not None
-        self._read_only = self.metadata.needs_check or metadata_storage.readonly or failed
-        self._space_gate = Gate()
-        self._space_deadline: float | None = None
-        self._low_water_told = False
+        self.modes = Modes(lambda: self.metadata.needs_check or metadata_storage.readonly or failed)
+        self.features = Features()
+        self.water = LowWater(self.metadata, self.modes)
+        self.volumes: dict[int, Volume] = {}
+        self.gate: Gate | None = Gate()
+        """Closed while the pool device is suspended; every volume's requests wait for it."""
         self._commits = GroupCommit(self._commit)
         self._changed_at = time.monotonic() if self.metadata.uncommitted and not failed else None
         self._passdown: Runs = []
-        self._reclaim: list[tuple[Runs, Runs, list[Callable[[], bool]], Gate]] = []
+        self._reclaim = Reclaim(data_storage, self.block_bytes, self._released)
         self._freed_gate = Gate()
         self._committing = False
         self._hurry = False
+        self._unrecorded = False
+        """The metadata failed, and nobody who opens it later would know."""
         self._work = threading.Condition()
         self._closing = False
         self._worker = threading.Thread(target=self._run, name="thin-pool", daemon=True)
@@ -90,43 +90,88 @@ class Pool:
     # modes
 
     @property
-    def readonly(self) -> bool:
-        return self._read_only or self.features.read_only
+    def mode(self) -> Mode:
+        return self.modes.mode
 
     @property
-    def mode(self) -> str:
-        """As the status line says it."""
-        if self.readonly:
-            return "ro"
-        return "out_of_data_space" if self.no_space else "rw"
+    def readonly(self) -> bool:
+        """Whether the metadata may not be changed."""
+        return self.modes.readonly
+
+    def bind(self, table: object, features: Features, low_water_blocks: int, on_event: Callable[[], None]) -> None:
+        """A table takes over; the first step of a resume."""
+        with self.lock:
+            self.modes.on_event = on_event
+            self.water.data_blocks = low_water_blocks
+            self.water.metadata_blocks = metadata_low_water(self.device_metadata_blocks)
+            self.features = features
+            self.modes.bind(table, features)
 
     def check_writable(self) -> None:
         if self.readonly:
             raise OSError(errno.EIO, "the pool is read-only")
 
     def metadata_error(self, error: OSError) -> None:
-        """A metadata operation failed. As the kernel does, the pool goes read-only and asks for a check."""
-        if error.errno == errno.ENOSPC or self.metadata.failed:
-            self._read_only = True
-            self.on_event()
+        """A metadata operation failed. Without room for it nothing has changed; anything else ends the transaction,
+        as metadata_operation_failed of dm-thin.c. The lock is held."""
+        if self.metadata.failed is not None:
+            self._ask_for_check()
+            self._unrecorded = True
+            self.modes.set(Mode.READ_ONLY)
+            self._wake()
+        elif error.errno == errno.ENOSPC and not self.readonly:
+            self.modes.set(Mode.OUT_OF_METADATA_SPACE)
 
-    def out_of_space(self) -> Gate | None:
-        """No data block is to be had: what the writer waits for, or None when it gets ENOSPC. The lock is held."""
+    def _fail(self) -> None:
+        """The metadata cannot be changed any more: READ_ONLY, or FAIL when they cannot even be read."""
+        with self.lock:
+            self._unrecorded = False
+            self._ask_for_check()
+        mode = Mode.READ_ONLY
+        try:
+            mark_needs_check(self.metadata_storage)
+        except OSError:
+            mode = Mode.FAIL
+        with self.lock:
+            if mode is Mode.FAIL:
+                self._fail_volumes()
+            self.modes.set(mode)
+            self._wake_all()
+
+    def _ask_for_check(self) -> None:
+        with suppress(OSError):  # no room in the redo log, which says already that the metadata failed
+            self.metadata.set_needs_check()
+
+    def _fail_volumes(self) -> None:
+        self.modes.set(Mode.FAIL)
+        for volume in self.volumes.values():
+            volume.forget()
+
+    def reserve(self, wanted: int) -> tuple[int, int] | Gate | None:
+        """New data blocks (first, how many), or what to wait for, or None: ENOSPC. As alloc_data_block of dm-thin.c.
+        The lock is held."""
+        if self.mode is Mode.WRITE:
+            self.water.check_data(wanted)
+            try:
+                return self.metadata.reserve_data(wanted)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        return self._out_of_space()
+
+    def _out_of_space(self) -> Gate | None:
+        """No data block is to be had: what the writer waits for, or None when it gets ENOSPC."""
         if self._reclaim:
-            return self._reclaim[-1][3]
+            return self._reclaim.last_gate
         if self._committing or self._changed_at is not None:
             # blocks may be on their way back, and only wait for a commit
             self._hurry = True
             self._wake()
             return self._freed_gate
-        if not self.no_space:
-            self.no_space = True
-            self._space_deadline = time.monotonic() + NO_SPACE_TIMEOUT
-            self.on_event()
+        if self.mode is Mode.WRITE:
+            self.modes.set(Mode.OUT_OF_DATA_SPACE)
             self._wake()
-        if self.features.error_if_no_space or self._space_deadline is None:
-            return None
-        return self._space_gate
+        return None if self.modes.error_if_no_space else self.modes.space_gate
 
     # volumes
 
@@ -220,29 +265,47 @@ class Pool:
 
     def _check_message(self) -> None:
         if self.readonly:
-            raise OSError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY mode")
+            raise OSError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY or FAIL mode")
 
     # space
 
+    @property
+    def device_metadata_blocks(self) -> int:
+        """Of the metadata device as it is now, as many as can be used."""
+        return min(self.metadata_storage.size // METADATA_BLOCK, MAX_BLOCKS)
+
     def resize(self, data_blocks: int) -> None:
-        """Take a larger data device into use, and as much of the metadata device as there is. EINVAL to shrink."""
+        """Take a larger data device into use, and as much of the metadata device as there is. EINVAL to shrink.
+
+        What must be checked, or may not be changed, does not grow.
+        """
+        metadata_blocks = self.device_metadata_blocks
         with self.lock:
+            if self.mode is Mode.FAIL:
+                return
             have, had = self.metadata.nr_data_blocks, self.metadata.nr_metadata_blocks
-            if data_blocks < have:
-                raise OSError(
-                    errno.EINVAL, f"pool target of {data_blocks} blocks is too small: the metadata says {have} blocks"
-                )
-            if not self.readonly:
-                self.metadata.resize_metadata(self.metadata_storage.size // METADATA_BLOCK)
-            if data_blocks > have:
-                self.check_writable()
+            for what, now, expected in (
+                ("pool target", data_blocks, have),
+                ("metadata device", metadata_blocks, had),
+            ):
+                if now < expected:
+                    raise OSError(errno.EINVAL, f"{what} ({now} blocks) too small: expected {expected}")
+            if metadata_blocks > had and self.mode is Mode.OUT_OF_METADATA_SPACE:
+                self.modes.set(Mode.WRITE)
+            if self.readonly:
+                return
+            try:
+                # the metadata first, for what the data's own bitmaps want
+                self.metadata.resize_metadata(metadata_blocks)
                 self.metadata.resize_data(data_blocks)
-                self._low_water_told = False
-                self._space_again()
-            grown = data_blocks > have or self.metadata.nr_metadata_blocks > had
-            if grown:
-                self.changed()
-        if grown:
+            except OSError as error:
+                self.metadata_error(error)
+                raise
+            if data_blocks == have and metadata_blocks == had:
+                return
+            self._space_again()
+            self.changed()
+        with suppress(OSError):  # the mode says what became of it
             self.commit()
 
     def discarded(self, freed: Runs) -> None:
@@ -256,9 +319,7 @@ class Pool:
         if self._changed_at is None:
             self._changed_at = time.monotonic()
             self._wake()
-        if not self._low_water_told and self.metadata.free_data_blocks <= self.low_water_blocks:
-            self._low_water_told = True
-            self.on_event()
+        self.water.check_metadata()
 
     def unreserve(self, block: int, count: int) -> None:
         """Blocks that were set aside are not wanted after all. The lock is held."""
@@ -266,11 +327,15 @@ class Pool:
         self._space_again()
 
     def _space_again(self) -> None:
-        """There are free blocks: out of the out-of-space mode, if that is where the pool is. The lock is held."""
-        if self.no_space:
-            self.no_space, self._space_deadline = False, None
-            self._space_gate.open()
-            self._space_gate = Gate()
+        """Out of the out-of-space mode, if that is where the pool is and there are free blocks. The lock is held."""
+        if self.mode is Mode.OUT_OF_DATA_SPACE and self.metadata.free_data_blocks > 0:
+            self.modes.set(Mode.WRITE)
+
+    def _released(self, freed: Runs) -> None:
+        with self.lock:
+            self.metadata.release_data(freed)
+            self._reclaim.forget_first()
+            self._space_again()
 
     # commit
 
@@ -292,48 +357,51 @@ class Pool:
         self._commits.run()
 
     def _commit(self) -> None:
-        with self.lock:
-            self._changed_at, self._hurry = None, False
-            try:
+        sound = False
+        try:
+            with self.lock:
+                self._changed_at, self._hurry = None, False
                 failed = self.metadata.failed
                 if failed:
                     raise OSError(errno.EIO, f"an earlier change of the metadata failed: {failed.strerror}")
                 sealed = self.metadata.seal()
-            except OSError:
-                self._read_only = True
-                self._wake_all()
-                self.on_event()
-                raise
-            passdown, self._passdown = self._passdown, []
-            self._committing = True
-        done = False
-        try:
-            if sealed is None:
-                self.data_storage.flush()
-            else:
-                sealed.write(self.metadata_storage, self.data_storage.flush)
-            done = True
+                passdown, self._passdown = self._passdown, []
+                self._committing = True
+                sound = sealed is None
+            try:
+                if sealed is None:
+                    self.data_storage.flush()
+                else:
+                    sealed.write(self.metadata_storage, self.data_storage.flush)
+                sound = True
+            finally:
+                self._committed(sealed, passdown, done=sound)
         finally:
-            with self.lock:
-                self._committing = False
-                gate, self._freed_gate = self._freed_gate, Gate()
-                if sealed is not None:
-                    freed = self.metadata.finish(sealed, done)
-                    self._read_only = self._read_only or not done
-                    graces = [look for volume in self.volumes.values() for look in volume.grace()]
-                    self._reclaim.append((freed, passdown if done else [], graces, gate))
-            if sealed is None:
-                gate.open()
-            elif not done:
-                self.on_event()
-        self._wake()
+            if not sound and self.mode < Mode.READ_ONLY:
+                self._fail()
+            self._wake()
+
+    def _committed(self, sealed: SealedCommit | None, passdown: Runs, *, done: bool) -> None:
+        with self.lock:
+            self._committing = False
+            gate, self._freed_gate = self._freed_gate, Gate()
+            if sealed is not None:
+                freed = self.metadata.finish(sealed, done)
+                graces = [look for volume in self.volumes.values() for look in volume.grace()]
+                self._reclaim.add(freed, passdown if done else [], graces, gate)
+            if done:
+                self.water.check_metadata()
+                if not self.readonly and self.metadata.free_metadata_blocks == 0:
+                    self.modes.set(Mode.OUT_OF_METADATA_SPACE)
+                self._space_again()
+        if sealed is None:
+            gate.open()
 
     def _wake_all(self) -> None:
         """Whoever waits for space tries again. The lock is held."""
-        gates = self._freed_gate, self._space_gate
-        self._freed_gate, self._space_gate = Gate(), Gate()
-        for gate in gates:
-            gate.open()
+        gate, self._freed_gate = self._freed_gate, Gate()
+        gate.open()
+        self.modes.ask_again()
 
     # the pool's own thread: commits in time, gives freed blocks back, ends the wait for space
 
@@ -349,42 +417,26 @@ class Pool:
                 self._work.wait(self._pause())
                 if self._closing:
                     return
-            self._give_back()
+            self._reclaim.give_back()
+            if self._unrecorded:
+                self._fail()
             now = time.monotonic()
             since = self._changed_at
             if since is not None and (now - since >= COMMIT_PERIOD or self._hurry):
                 with suppress(OSError):  # the pool is read-only then, and says so in its status
                     self._commits.run()
             with self.lock:
-                if self._space_deadline is not None and now >= self._space_deadline:
-                    self._space_deadline = None
-                    self._space_gate.open()
-                    self._space_gate = Gate()
+                self.modes.tick(now)
 
     def _pause(self) -> float | None:
         """Seconds until there is something to do; None when only a change could bring it."""
         if self._reclaim:
             return 0.002
-        moments = [self._space_deadline] if self._space_deadline is not None else []
+        moments = [self.modes.deadline] if self.modes.deadline is not None else []
         since = self._changed_at
         if since is not None:
             moments.append(since if self._hurry else since + COMMIT_PERIOD)
         return max(min(moments) - time.monotonic(), 0.0) if moments else None
-
-    def _give_back(self) -> None:
-        while self._reclaim:
-            freed, passdown, graces, gate = self._reclaim[0]
-            if not all(look() for look in graces):
-                return
-            for block, count in passdown:
-                with suppress(OSError):  # a discard is a hint; the block is free all the same
-                    self.data_storage.discard(block * self.block_bytes, count * self.block_bytes)
-            with self.lock:
-                self.metadata.release_data(freed)
-                del self._reclaim[0]
-                if self.metadata.free_data_blocks > 0:
-                    self._space_again()
-            gate.open()
 
     # the pool device
 
@@ -393,6 +445,7 @@ class Pool:
         with self.lock:
             if self.gate is None:
                 self.gate = Gate()
+            self.modes.deadline = None
             hosts = [host for volume in self.volumes.values() for host, _ in volume.hosts.values()]
         for host in hosts:
             host.fence()
@@ -402,26 +455,34 @@ class Pool:
     def resume(self) -> None:
         """Go on. Who waits for space tries again: the table may bring another policy, and may wait anew."""
         with self.lock:
-            self._low_water_told = False
-            self._space_again()
+            self.water.told = False
+            self.modes.set(self.mode)  # who waits for space waits the whole time again
+            self.modes.ask_again()
+            self._wake()
             gate, self.gate = self.gate, None
         if gate is not None:
             gate.open()
 
     def close(self) -> None:
-        """Commit and stop. Every volume is closed already."""
+        """Commit and stop. A volume that is still open (an error table took the pool's place) fails from now on."""
         with self._work:
             self._closing = True
             self._work.notify()
         self._worker.join()
         try:
-            if not self._read_only:
+            if self.metadata.failed is not None:
+                with suppress(OSError):
+                    mark_needs_check(self.metadata_storage)
+            elif not self.metadata.readonly:
                 self.commit()
             while self._reclaim:
-                self._give_back()
+                self._reclaim.give_back()
                 time.sleep(0.001)
         finally:
             with self.lock:
+                self.modes.on_event = lambda: None
+                if self.volumes:
+                    self._fail_volumes()
                 self._wake_all()
             self.resume()
             if self.metadata.redo is not None:

@@ -13,16 +13,18 @@ from userdm.thin.metadata import PoolMetadata
 from userdm.thin.redo import FORMAT, Kind, Record, RedoLog, changes_since
 
 
-def open_metadata(storage: Storage, block_sectors: int, keep: Keep, key: str) -> PoolMetadata:
+def open_metadata(
+    storage: Storage, block_sectors: int, keep: Keep, key: str, *, may_format: bool = True
+) -> PoolMetadata:
     """As PoolMetadata.open. With a keeper, what it has under the key is replayed, and a log goes on from there.
 
     Nothing is written to the storage, and the kept log stays as it is until the new one takes its place in one step:
     who is killed in between leaves everything to the next, who does the same again. EIO when the log does not fit.
     """
     if not keep.lasting:
-        return PoolMetadata.open(storage, block_sectors, readonly=storage.readonly)
+        return PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly)
     changes = _left(storage, keep, key)
-    metadata = PoolMetadata.open(storage, block_sectors, readonly=storage.readonly)
+    metadata = PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly)
     if storage.readonly and not changes:
         return metadata
     log = metadata.redo = RedoLog(_superblock(storage))

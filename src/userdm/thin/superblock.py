@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from userdm.pdata.block import BLOCK_SIZE, SUPERBLOCK_SALT, checksum, seal
 from userdm.pdata.counts import Root
+from userdm.storage import Storage
 
 MAGIC = 27022010
 VERSION = 2
@@ -129,6 +131,20 @@ class Superblock:
                 errno.EINVAL,
                 f"superblock: features {self.compat_ro_flags:#x} allow reading only; writing is allowed with none",
             )
+
+
+def mark_needs_check(storage: Storage) -> None:
+    """Say in the superblock that is on disk, whichever that is, that the metadata must be checked. OSError when there
+    is none to be read; one that cannot be written stays as it is."""
+    block = bytearray(BLOCK_SIZE)
+    storage.read(0, memoryview(block))
+    superblock = Superblock.unpack(block)
+    if superblock.flags & NEEDS_CHECK:
+        return
+    superblock.flags |= NEEDS_CHECK
+    with suppress(OSError):
+        storage.write(0, superblock.pack())
+        storage.flush()
 
 
 def check_data_block_size(sectors: int) -> None:

@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING
 from userdm.segment import Copy, Direct, Fail, Gate, Intent, Place, Segment, Wait, Zero
 from userdm.thin.host import Host
 from userdm.thin.metadata import ThinMetadata
+from userdm.thin.modes import Mode
 
 if TYPE_CHECKING:
     from userdm.thin.pool import Pool
+
+
+def _told(error: OSError) -> int:
+    """The errno of a request whose metadata operation failed: ENOSPC is said of data only."""
+    return errno.EIO if error.errno == errno.ENOSPC else error.errno or errno.EIO
 
 
 class Provision:
@@ -58,7 +64,7 @@ class Provision:
         except OSError as error:
             pool.unreserve(self.pblock, self.count)
             pool.metadata_error(error)
-            raise
+            raise OSError(_told(error), error.strerror) from error
         pool.changed()
         if self.replaces:
             volume.revoke(self.vblock, self.count)
@@ -85,6 +91,11 @@ class Volume:
         for host, start in self.hosts.values():
             host.revoke(start + vblock * size, count * size)
 
+    def forget(self) -> None:
+        """From now on nobody acts on a mapping that was handed out before."""
+        for host, _ in self.hosts.values():
+            host.fence()
+
     def quiesce(self) -> None:
         """Nobody acts any more on a mapping that was handed out before. Who comes next waits for the pool's lock."""
         hosts = [host for host, _ in self.hosts.values()]
@@ -102,13 +113,15 @@ class Volume:
         with pool.lock:
             if pool.gate is not None:
                 return [Wait(length, pool.gate)]
+            if pool.mode is Mode.FAIL:
+                return [Fail(length, errno.EIO)]
             request = _Request(self, offset, length, intent, origin)
             try:
                 return request.read() if intent is Intent.READ else request.change()
             except OSError as error:
                 request.give_back()
                 pool.metadata_error(error)
-                return [Fail(length, error.errno or errno.EIO)]
+                return [Fail(length, _told(error))]
 
 
 class _Request:
@@ -182,7 +195,9 @@ class _Request:
             for block in range(self.offset // self.block, (self.end - 1) // self.block + 1):
                 if block in moving:
                     return [Wait(self.end - self.offset, moving[block].gate)]
-        discard = self.intent is Intent.DISCARD and self.origin is None and self.pool.features.discard
+        # the kernel lets a discard of a read-only pool do nothing; ours may have been asked for zeros
+        discard = self.origin is None and self.pool.features.discard and not self.pool.readonly
+        discard = discard and self.intent is Intent.DISCARD
         if self.intent is Intent.DISCARD and not discard:
             self.intent = Intent.ZERO
         if discard:
@@ -199,8 +214,6 @@ class _Request:
         first, last = -(-self.offset // self.block), self.end // self.block
         if first >= last:
             return
-        if self.pool.readonly:
-            raise OSError(errno.EIO, "the pool is read-only")
         freed = self.volume.metadata.remove(first, last)
         self.volume.revoke(first, last - first)
         self.pool.discarded(freed)
@@ -244,13 +257,10 @@ class _Request:
         if self.pool.readonly:
             self.out.append(Fail(self.end - low, errno.EIO))
             return None
-        try:
-            return self.pool.metadata.reserve_data(wanted)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        gate = self.pool.out_of_space()
-        self.out.append(Fail(self.end - low, errno.ENOSPC) if gate is None else Wait(self.end - low, gate))
+        new = self.pool.reserve(wanted)
+        if isinstance(new, tuple):
+            return new
+        self.out.append(Fail(self.end - low, errno.ENOSPC) if new is None else Wait(self.end - low, new))
         return None
 
     def _home(self, vblock: int, pblock: int, blocks: int, old: int | None) -> None:
