@@ -1,25 +1,19 @@
-"""A worker is killed, and the next one goes on: nothing that was completed is lost, wherever it was killed.
-
-The page cache survives the process, so a death keeps every byte that was written, flushed or not, and the redo log.
-"""
+"""The redo log itself: what is read of it, what is refused, and that it is bounded."""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
 from support.faulty import FailingStorage, Fault
-from support.kept import KeptPool, Watched, World, contents, copied, memfd, put, read_all
+from support.kept import KeptPool, World, contents, copied, memfd, put, read_all
 from support.thin import content, thin_check
-from userdm import Pool, Thin
-from userdm.dataplane.plane import BlockingWorker
+from userdm import Pool
 from userdm.pdata.counts import Root
 from userdm.storage import MemoryStorage
 from userdm.thin import pool as engine
@@ -29,180 +23,15 @@ from userdm.thin.redo import FORMAT, RECORD, START, Kind, RedoLog, changes_since
 from userdm.thin.superblock import NEEDS_CHECK, Superblock
 
 BLOCK = 65536
-SECTOR = 512
 VOLUME = 4 * BLOCK
 METADATA = 1 << 20
-SMALL, LARGE = 22 * BLOCK, 30 * BLOCK
-"""The data device before and after it grows; little enough for blocks to be used again."""
+LARGE = 30 * BLOCK
 
 
-@dataclass
-class Model:
-    """What was completed, and the one change that is under way."""
-
-    volumes: dict[int, bytearray] = field(default_factory=dict)
-    doing: tuple[int, int, int, int] | None = None
-    """(device, offset, length, fill) of a write or discard that has not ended."""
-    coming: tuple[int, bytes] | None = None
-    going: int | None = None
-
-    def check(self, pool: KeptPool, there: dict[int, Thin]) -> None:
-        """Every volume has what was completed; ``there`` keeps the opened ones."""
-        for dev_id, expected in self.volumes.items():
-            try:
-                thin = pool.open_thin(dev_id, VOLUME)
-            except OSError:
-                assert dev_id == self.going, f"thin {dev_id} is gone"
-                continue
-            there[dev_id] = thin
-            got = read_all(thin)
-            if got != expected:
-                self._differs(dev_id, got, expected)
-        if self.coming is not None:
-            dev_id, expected_new = self.coming
-            try:
-                thin = pool.open_thin(dev_id, VOLUME)
-            except OSError:
-                return
-            there[dev_id] = thin
-            assert read_all(thin) == expected_new
-
-    def _differs(self, dev_id: int, got: bytes, expected: bytearray) -> None:
-        for at in range(0, VOLUME, SECTOR):
-            sector = got[at : at + SECTOR]
-            if sector != expected[at : at + SECTOR]:
-                assert self.doing is not None, f"thin {dev_id} byte {at} is {sector[:4]!r}, {expected[at : at + 4]!r}"
-                device, offset, length, fill = self.doing
-                assert device == dev_id
-                assert offset <= at < offset + length
-                assert sector == bytes([fill]) * SECTOR
-
-
-class Run:
-    """A pool with a model beside it; ``moment`` is called wherever what a kill leaves has changed."""
-
-    def __init__(self, seed: int, features: tuple[str, ...]) -> None:
-        self.rng = random.Random(seed)
-        self.features = features
-        self.lock = threading.RLock()
-        self.model = Model()
-        self.moments = 0
-        self.chosen: Callable[[], bool] = lambda: True
-        self.size = SMALL
-        self.world = World(Watched(METADATA, self.moment, self.lock), Watched(LARGE, self.moment, self.lock))
-        self.ready = False
-        self.pool = KeptPool(self.world, size=SMALL, features=features)
-        self.pool.on_record(self.moment, self.lock)
-        self.ready = True
-        self.thins: dict[int, Thin] = {}
-        self.fill = 0
-        self.failures: list[str] = []
-
-    def moment(self) -> None:
-        if not self.ready:
-            return
-        self.moments += 1
-        if self.chosen():
-            try:
-                self.successor(self.world.copy())
-            except BaseException as error:
-                self.failures.append(f"moment {self.moments}: {error!r}")
-                raise
-
-    def successor(self, world: World) -> None:
-        """The next worker: everything is there, it can go on, and what it commits is right."""
-        pool = KeptPool(world, size=self.size, features=self.features)
-        there: dict[int, Thin] = {}
-        self.model.check(pool, there)
-        now = {dev_id: bytearray(read_all(thin)) for dev_id, thin in there.items()}
-        for dev_id, thin in there.items():
-            at = self.rng.randrange(VOLUME // SECTOR) * SECTOR
-            with thin.open() as file:
-                file.seek(at)
-                file.write(b"\xff" * SECTOR)
-            now[dev_id][at : at + SECTOR] = b"\xff" * SECTOR
-        for dev_id, thin in there.items():
-            assert read_all(thin) == now[dev_id], f"a write to another volume reached thin {dev_id}"
-        pool.close()
-        assert not world.keep.kept
-        if self.rng.random() < 0.2:
-            thin_check(world.metadata)
-
-    def take_over(self) -> None:
-        """The worker is killed now, between two requests; its successor serves from here on."""
-        left = self.world.copy()
-        self.pool.close()
-        self.world.keep.close()
-        self.world = left
-        self.pool = KeptPool(left, size=self.size, features=self.features)
-        self.thins = {}
-        self.model.check(self.pool, self.thins)
-
-    # what is done
-
-    @contextmanager
-    def change(self, dev_id: int, offset: int, length: int, fill: int) -> Iterator[None]:
-        with self.lock:
-            self.model.doing = dev_id, offset, length, fill
-        yield
-        with self.lock:
-            self.model.volumes[dev_id][offset : offset + length] = bytes([fill]) * length
-            self.model.doing = None
-
-    def write(self, dev_id: int, offset: int, length: int) -> None:
-        self.fill = self.fill % 250 + 1
-        with self.change(dev_id, offset, length, self.fill):
-            put(self.thins[dev_id], offset, bytes([self.fill]) * length)
-
-    def discard(self, dev_id: int, offset: int, length: int) -> None:
-        with self.change(dev_id, offset, length, 0):
-            worker = BlockingWorker(self.thins[dev_id].device.worker())
-            worker.discard(offset, length)
-            worker.close()
-
-    def create(self, dev_id: int, origin: int | None) -> None:
-        data = bytes(VOLUME) if origin is None else bytes(self.model.volumes[origin])
-        with self.lock:
-            self.model.coming = dev_id, data
-        self.pool.message(f"create_thin {dev_id}" if origin is None else f"create_snap {dev_id} {origin}")
-        with self.lock:
-            self.model.volumes[dev_id] = bytearray(data)
-            self.model.coming = None
-        self.thins[dev_id] = self.pool.open_thin(dev_id, VOLUME)
-
-    def delete(self, dev_id: int) -> None:
-        self.thins.pop(dev_id).close()
-        with self.lock:
-            self.model.going = dev_id
-        self.pool.delete(dev_id)
-        with self.lock:
-            del self.model.volumes[dev_id]
-            self.model.going = None
-
-    def commit(self) -> None:
-        with next(iter(self.thins.values())).open() as file:
-            file.flush()
-
-    def random_step(self) -> None:
-        rng, thins = self.rng, self.thins
-        action = rng.choices(["write", "discard", "snap", "create", "delete", "flush"], [60, 18, 8, 4, 6, 4])[0]
-        free = min(set(range(8)) - set(self.model.volumes))
-        if not thins or (action == "create" and len(thins) < 5):
-            self.create(free, None)
-        elif action == "snap" and len(thins) < 5:
-            self.create(free, rng.choice(list(thins)))
-        elif action == "delete" and len(thins) > 1:
-            self.delete(rng.choice(list(thins)))
-        elif action == "flush":
-            self.commit()
-        else:
-            offset = rng.randrange(VOLUME // SECTOR) * SECTOR
-            offset = offset if rng.random() < 0.5 else offset // BLOCK * BLOCK
-            length = min(rng.choice([1, 8, 128, 256, 300]) * SECTOR, VOLUME - offset)
-            (self.discard if action == "discard" else self.write)(rng.choice(list(thins)), offset, length)
-
-
-# the log itself
+@pytest.fixture(autouse=True)
+def rare_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits come when they are asked for, so that the log holds more than a moment's work."""
+    monkeypatch.setattr(engine, "COMMIT_PERIOD", 3600.0)
 
 
 def changes(log: RedoLog, superblock: bytes) -> list[tuple[int, ...]]:
@@ -493,87 +322,3 @@ def test_a_killed_commit_is_flushed_before_anything_is_built_on_it() -> None:
     MemoryStorage.write(metadata, 0, content(world.metadata))
     KeptPool(World(metadata, world.data, world.keep)).close()
     assert events[:2] == ["flush", "write"]
-
-
-# deaths
-
-
-@pytest.fixture(autouse=True)
-def rare_commits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commits come when they are asked for, so that the log holds more than a moment's work."""
-    monkeypatch.setattr(engine, "COMMIT_PERIOD", 3600.0)
-
-
-def fixed(run: Run) -> None:
-    """Every kind of change once, and each of them on top of the others."""
-    run.create(0, None)
-    run.write(0, 0, 3 * BLOCK)
-    run.write(0, 3 * BLOCK + 512, 1024)
-    run.create(1, 0)
-    run.write(0, BLOCK, 512)
-    run.write(1, 0, BLOCK)
-    run.create(2, 1)
-    run.write(1, 512, 512)
-    run.discard(0, 0, 2 * BLOCK)
-    run.write(0, BLOCK, 2 * BLOCK)
-    run.commit()
-    run.delete(2)
-    run.write(1, 2 * BLOCK, 4096)
-    run.pool.message("reserve_metadata_snap")
-    run.write(1, 3 * BLOCK, BLOCK)
-    run.discard(1, 0, VOLUME)
-    run.pool.message("set_transaction_id 0 7")
-    run.write(1, 0, VOLUME)
-    run.pool.message("release_metadata_snap")
-    run.size = LARGE
-    run.pool.resize(LARGE)
-    run.create(3, 0)
-    run.write(3, 0, VOLUME)
-    run.write(0, 0, VOLUME)
-    run.commit()
-    run.discard(3, BLOCK, BLOCK + 512)
-    run.create(4, 3)
-    run.delete(0)
-    run.write(4, 0, VOLUME)
-    run.pool.message("set_transaction_id 7 8")
-
-
-def random_run(seed: int, steps: int, share: float) -> Run:
-    """Any steps; at a share of the moments a successor is tried, and a quarter of the way it takes over."""
-    run = Run(seed, ())
-    run.chosen = lambda: run.rng.random() < share
-    for _ in range(steps):
-        run.random_step()
-    return run
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_kill_at_any_moment_of_random_work(seed: int) -> None:
-    run = random_run(seed, 150, 0.3)
-    run.pool.close()
-    assert run.failures == []
-    assert run.moments > 300
-    thin_check(run.world.metadata)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_one_successor_after_the_other(seed: int) -> None:
-    """Each worker is killed after some work, and the next one goes on with what it left, again and again."""
-    run = Run(100 + seed, ())
-    run.chosen = lambda: False
-    for _ in range(25):
-        for _ in range(run.rng.randrange(1, 12)):
-            run.random_step()
-        run.take_over()
-    run.pool.close()
-    thin_check(run.world.metadata)
-
-
-@pytest.mark.parametrize("features", [(), ("no_discard_passdown",)], ids=["default", "other"])
-def test_a_kill_at_every_moment(features: tuple[str, ...]) -> None:
-    run = Run(1, features)
-    fixed(run)
-    run.pool.close()
-    assert run.failures == []
-    assert run.moments > 150
-    thin_check(run.world.metadata)
