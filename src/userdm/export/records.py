@@ -57,7 +57,7 @@ class Records:
         except FileNotFoundError:
             return
         for path in paths:
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
                 fields = json.loads(path.read_text())
                 record = Record(**fields)
                 if path.name == str(record.index) and all(type(value) is int for value in fields.values()):
