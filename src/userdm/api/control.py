@@ -19,6 +19,7 @@ This module imports almost nothing on purpose: a verb of the command line costs 
 from __future__ import annotations
 
 import os
+import time
 from _socket import AF_UNIX, MSG_PEEK, SOCK_STREAM, socket
 from errno import EACCES, ECONNREFUSED, ECONNRESET, ENOENT, ENOTDIR, ENXIO, EPROTO, ETIMEDOUT
 
@@ -112,7 +113,7 @@ class Control:
         try:
             sock.settimeout(PATIENCE)
             try:
-                frames.connect(sock, f"{self.runtime_dir}/{runtime.CONTROL}")
+                self._connect(sock)
             except TimeoutError:
                 raise self._hung(0) from None
             except OSError as error:
@@ -135,6 +136,17 @@ class Control:
             sock.close()
             raise
         return sock
+
+    def _connect(self, sock: socket) -> None:
+        """A daemon before whose door too many wait is tried again: with a timeout connect(2) does not wait itself."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return frames.connect(sock, f"{self.runtime_dir}/{runtime.CONTROL}")
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError from None
+                time.sleep(0.01)
 
     def ping(self) -> int:
         """The pid of the daemon, which is alive; errors as `connect`."""

@@ -24,7 +24,8 @@ from userdm.daemon.ioctls import Ioctls, words
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections that wait to be accepted: scripts start hundreds of commands at once."""
 REQUEST_SECONDS = 30.0
 """How long a client may take over his request, and over taking our answer."""
 
