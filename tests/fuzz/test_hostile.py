@@ -85,10 +85,14 @@ class Watch:
 @pytest.fixture
 def watch(daemon: Daemon) -> Iterator[Watch]:
     pid = daemon.start()
-    # what the first device brings with it stays
-    made = daemon.control
-    made.create("first")
-    made.remove("first")
+    # what the first device of a daemon brings with it stays: the process that freezes, say
+    control = daemon.control
+    control.create("first")
+    control.load("first", ZERO)
+    control.resume("first")
+    control.suspend("first")
+    control.resume("first")
+    remove(control, "first")
     yield Watch(daemon, pid)
 
 

@@ -30,6 +30,8 @@ MAX_BUFFER = 16 << 20
 before it ends there: hostile buffers are read in linear time."""
 MAX_DETAIL = 64 << 10
 """Bytes."""
+PIECE = 64 << 10
+"""Bytes of a request for which room is made at a time."""
 
 IOCTL = 0
 QUERY = 1
@@ -109,7 +111,8 @@ def send_request(sock: socket, kind: int, nr: int, buffer: bytes, *, flags: int 
 
 
 def receive_request(sock: socket) -> tuple[int, int, int, bytearray]:
-    """(kind, flags, nr, buffer). EPROTO for what is no request; nothing is allocated for a length over the cap.
+    """(kind, flags, nr, buffer). EPROTO for what is no request; nothing is allocated for a length over the cap, and
+    for one below it little more than has come.
 
     The only copy of the buffer: who is done with secrets in it wipes it.
     """
@@ -120,15 +123,24 @@ def receive_request(sock: socket) -> tuple[int, int, int, bytearray]:
         raise _wrong(f"request of kind {kind}, must be {IOCTL} or {QUERY}")
     if length > MAX_BUFFER:
         raise _wrong(f"request of {length} bytes, allowed are {MAX_BUFFER}")
-    buffer = bytearray(length)
-    view = memoryview(buffer)
-    done = 0
-    while done < length:
-        more = sock.recv_into(view[done:])
+    pieces: list[bytearray] = []
+    try:
+        for start in range(0, length, PIECE):
+            pieces.append(bytearray(min(PIECE, length - start)))
+            _fill(sock, pieces[-1])
+        return kind, flags, nr, bytearray().join(pieces)
+    finally:
+        for piece in pieces:
+            piece[:] = bytes(len(piece))
+
+
+def _fill(sock: socket, piece: bytearray) -> None:
+    view = memoryview(piece)
+    while view:
+        more = sock.recv_into(view)
         if not more:
-            raise OSError(ECONNRESET, f"the connection ended after {done} of {length} bytes")
-        done += more
-    return kind, flags, nr, buffer
+            raise OSError(ECONNRESET, f"the connection ended {len(view)} bytes before the request")
+        view = view[more:]
 
 
 def send_reply(sock: socket, errno: int, buffer: bytes = b"", detail: str = "") -> None:

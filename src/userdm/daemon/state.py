@@ -47,7 +47,8 @@ class StateFile:
             devices = [_device(device) for device in self._mapper.devices() if not device.removed]
             state = {"version": VERSION, "boot_id": boot_id(), "devices": devices}
             fresh = self._path.with_suffix(".new")
-            fresh.write_text(json.dumps(state, indent=1), encoding="utf-8")
+            # not indented: only then json is fast, and a table may have a hundred thousand lines
+            fresh.write_text(json.dumps(state), encoding="utf-8")
             fresh.rename(self._path)
 
     def close(self) -> None:
