@@ -43,6 +43,11 @@ def examples(count: int) -> settings:
     return settings(deadline=None, print_blob=True, max_examples=count, derandomize=True, database=None)
 
 
+def one_seed() -> bool:
+    """Whether one example alone is run: what many of them show together is not to be had."""
+    return _seed is not None
+
+
 def scaled(count: int) -> int:
     return count * FACTOR if _everything else count
 
