@@ -1,35 +1,4 @@
-# What a person types, once at dmsetup on a kernel with device mapper, once at userdm; the answers must be the same.
-# session.expected is what dmsetup 1.02.185 on Linux 6.1 said. To make it again, from the project's folder:
-#   tests/oracle/kernel-dm run tests/cli/session.sh > tests/cli/session.expected
-# LOOP: a loop device of at least 8 MiB. DM: the program.
-
-tmp=$(mktemp -d)
-if [ -z "${DM:-}" ]; then
-    DM=dmsetup LOOP=/dev/loop0
-    dmesg -n 1 2>/dev/null
-    dd if=/dev/zero of="$tmp/disk" bs=1M count=8 2>/dev/null
-    losetup $LOOP "$tmp/disk"
-fi
-
-show() {
-    sed 's/^/out: /; s/$/|/' "$tmp/out"
-    # the usage is each program's own, and so is what ours says beyond dmsetup's words; libdevmapper asks a node that
-    # nobody has made for its read-ahead
-    sed '/^Usage:/,$d; /open failed: No such file/d' "$tmp/err" | sed 's/^userdm: \(unrecog\|option\|invalid opt\)/dmsetup: \1/; /^userdm: /d; s/^/err: /; s/$/|/'
-    echo "rc: $1"
-}
-r() {
-    echo "\$ $*"
-    timeout 20 $DM "$@" </dev/null >"$tmp/out" 2>"$tmp/err"
-    show $?
-}
-# given STDIN COMMAND...
-given() {
-    printf '%s\n' "\$ printf '$1' | $2 $3"
-    printf "$1" >"$tmp/in"; shift
-    timeout 20 $DM "$@" <"$tmp/in" >"$tmp/out" 2>"$tmp/err"
-    show $?
-}
+# What a person types: every verb with a device, a table, and what goes wrong.
 
 # nothing there
 for verb in ls info table status deps "info -c" "info -c --noheadings"; do r $verb; done

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userdm.api.names import mangle, unmangle
+from userdm.api.names import MODES, check_name, mangle, unmangle
 from userdm.cli.main import VERBS
-from userdm.cli.options import LONG, SHORT, WrongOption, parse
+from userdm.cli.options import LONG, SHORT, WrongOption, atoi, parse
 from userdm.cli.session import Failed
 from userdm.cli.tabletext import parse_table
 
@@ -42,7 +42,7 @@ def test_an_empty_value_and_a_lone_hyphen() -> None:
         (["-u"], "option requires an argument -- 'u'"),
         (["--table"], "option '--table' requires an argument"),
         (["--force=1"], "option '--force' doesn't allow an argument"),
-        (["--read"], "option '--read' is ambiguous; possibilities: '--readahead' '--readonly'"),
+        (["--read"], "option '--read' is ambiguous; possibilities: '--readonly' '--readahead'"),
     ],
 )
 def test_wrong_options_in_getopts_words(words: list[str], message: str) -> None:
@@ -53,7 +53,7 @@ def test_wrong_options_in_getopts_words(words: list[str], message: str) -> None:
 
 def test_the_tables_agree() -> None:
     assert set(SHORT.values()) <= LONG.keys()
-    for module, least, most in VERBS.values():
+    for module, least, most, _ in VERBS.values():
         assert 0 <= least <= most
         __import__(f"userdm.cli.{module}")
 
@@ -107,4 +107,23 @@ def test_names_are_written_for_udev() -> None:
 
 @given(st.text(max_size=30).filter(lambda text: "\\" not in text and "\0" not in text))
 def test_names_go_there_and_back(text: str) -> None:
-    assert unmangle(mangle(text)) == text
+    assert unmangle(mangle(text, limit=1 << 10)) == text
+    assert unmangle(mangle(text, "hex", limit=1 << 10)) == text
+
+
+def test_names_in_every_mode() -> None:
+    assert [check_name("a b", mode) for mode in MODES] == ["a\\x20b", "a\\x20b", "a b"]
+    assert [check_name("a\\x20b", mode) for mode in MODES] == ["a\\x20b", "a\\x5cx20b", "a\\x20b"]
+    with pytest.raises(OSError, match="more than once"):
+        check_name("a\\x5cx20b")
+    with pytest.raises(OSError, match="too long"):
+        check_name("a" * 128)
+    with pytest.raises(OSError, match="Mangled form"):
+        check_name("*" * 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("", 0), ("-1", -1), (" +7x", 7), ("4294967295", -1), ("12a", 12), ("--3", 0), ("x", 0)]
+)
+def test_numbers_as_atoi_takes_them(text: str, value: int) -> None:
+    assert atoi(text) == value

@@ -100,10 +100,15 @@ class Info:
 class Control:
     """Commands to the daemon of one runtime folder (by default this user's)."""
 
-    def __init__(self, runtime_dir: str | None = None, *, start: bool = False) -> None:
-        """``start``: start the daemon when none runs; otherwise a command raises NoDaemon then."""
+    def __init__(self, runtime_dir: str | None = None, *, start: bool = False, open_count: bool = True) -> None:
+        """``start``: start the daemon when none runs; otherwise a command raises NoDaemon then.
+
+        ``open_count``: whether an answer says how many have the device open, which the daemon takes a look around
+        for; `info` has an option of its own.
+        """
         self.runtime_dir = runtime_dir or runtime.runtime_dir()
         self._start = start
+        self._flags = 0 if open_count else dm.SKIP_BDGET
 
     # ---- the connection ---------------------------------------------------------------------------------------
 
@@ -215,7 +220,7 @@ class Control:
         header.version = dm.VERSION
         header.data_start = dm.HEADER_SIZE
         room = max(_BUFFER, dm.HEADER_SIZE + len(payload))
-        sent = header.flags
+        sent = header.flags | (self._flags if nr != dm.DM_DEV_STATUS else 0)
         while True:
             header.data_size, header.flags = room, sent
             errno, reply, detail = self.exchange(
@@ -354,6 +359,10 @@ class Control:
     ) -> tuple[Info, list[Record]]:
         """What each target says of its state: (start, length, type, text)."""
         return self._status(device, dm.SECURE_DATA if secure else 0, inactive, noflush)
+
+    def measure(self, device: Which, *, inactive: bool = False, noflush: bool = False) -> tuple[Info, list[Record]]:
+        """What each target would report to be measured (IMA)."""
+        return self._status(device, dm.IMA_MEASUREMENT, inactive, noflush)
 
     def _status(self, device: Which, flags: int, inactive: bool, noflush: bool) -> tuple[Info, list[Record]]:
         from userdm.abi.tables import unpack_status

@@ -1,7 +1,11 @@
 """Names of devices: how they are written so that udev accepts them, and how a path to a node becomes a name.
 
-A character outside of the white list is written \\xNN (each byte of it); a name that has such sequences already is
-left as it is, one that has both is refused: libdevmapper's mode "auto".
+A character outside of the white list is written \\xNN, each byte of it. What of that is done to a name that is given,
+and undone before it is shown, is libdevmapper's *mangling mode*:
+
+- "auto": a name that has such sequences already is left as it is, and one that has both is refused;
+- "hex": every such character is written so, the backslash of a sequence as well;
+- "none": names are taken and shown as they are.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from userdm.api.control import Control
 
+MODES = ("auto", "hex", "none")
+
 _WHITE = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz#+-.:=@_")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
-def mangle(text: str) -> str:
-    """As the driver gets it. EINVAL for a name in which only some characters are written as \\xNN."""
+def mangle(text: str, mode: str = "auto", what: str = "name", limit: int = NAME_LEN) -> str:
+    """In mode "auto" or "hex", and in fewer than ``limit`` bytes. EINVAL in libdevmapper's words."""
     raw = os.fsencode(text)
     if _WHITE.issuperset(raw):
         return text
@@ -29,22 +35,33 @@ def mangle(text: str) -> str:
     plain = coded = False
     at = 0
     while at < len(raw):
-        if _is_coded(raw, at):
-            out += raw[at : at + 4]
+        if mode != "hex" and raw[at : at + 2] == b"\\x":
             coded = True
+            if plain or len(raw) - at < 4:
+                raise _mixed(text, what)
+            out += raw[at : at + 4]
             at += 4
             continue
-        white = raw[at] in _WHITE
-        out += raw[at : at + 1] if white else b"\\x%02x" % raw[at]
-        plain = plain or not white
+        if raw[at] in _WHITE:
+            out.append(raw[at])
+        elif coded:
+            raise _mixed(text, what)
+        else:
+            plain = True
+            out += b"\\x%02x" % raw[at]
         at += 1
-    if plain and coded:
-        raise OSError(EINVAL, f'The string "{text}" contains mixed mangled and unmangled characters.')
-    return out.decode("ascii")
+    if len(out) >= limit:
+        raise OSError(EINVAL, f'Mangled form of the {what} too long for "{text}".')
+    return os.fsdecode(bytes(out))
+
+
+def _mixed(text: str, what: str) -> OSError:
+    why = "contains mixed mangled and unmangled characters or it's already mangled improperly."
+    return OSError(EINVAL, f'The {what} "{text}" {why}')
 
 
 def unmangle(text: str) -> str:
-    """As it is shown."""
+    """As it was given."""
     if "\\" not in text:
         return text
     raw = os.fsencode(text)
@@ -60,35 +77,71 @@ def unmangle(text: str) -> str:
     return os.fsdecode(bytes(out))
 
 
+def is_mangled(text: str) -> bool:
+    """Whether the driver's name or uuid has only characters that udev accepts."""
+    return _WHITE.issuperset(os.fsencode(text.replace("\\", "")))
+
+
 def _is_coded(raw: bytes, at: int) -> bool:
     return raw[at : at + 2] == b"\\x" and len(raw) >= at + 4 and _HEX.issuperset(raw[at + 2 : at + 4])
 
 
-def check_new_name(name: str) -> str:
-    """The name for a new device, as the driver gets it; EINVAL in libdevmapper's words."""
+def check_name(name: str, mode: str = "auto") -> str:
+    """A device's name as the driver gets it; EINVAL in libdevmapper's words, as from the others here."""
+    if len(os.fsencode(name)) >= NAME_LEN:
+        raise OSError(EINVAL, f'Name "{name}" too long.')
+    return _mangled(name, mode, "name", f'Failed to mangle device name "{name}".')
+
+
+def check_created_name(name: str, mode: str = "auto") -> str:
+    _check_no_path(name)
+    return check_name(name, mode)
+
+
+def check_new_name(name: str, mode: str = "auto") -> str:
+    """The name that a device is to be given in place of its own."""
+    _check_no_path(name)
+    if len(os.fsencode(name)) >= NAME_LEN:
+        raise OSError(EINVAL, f'Name "{name}" too long')
+    if not name:
+        raise OSError(EINVAL, "Non empty new name is required.")
+    return _mangled(name, mode, "new name", f'Failed to mangle new device name "{name}"')
+
+
+def check_uuid(uuid: str, mode: str = "auto") -> str:
+    return _mangled(uuid, mode, "UUID", f'Failed to mangle device uuid "{uuid}".', UUID_LEN)
+
+
+def check_new_uuid(uuid: str, mode: str = "auto") -> str:
+    if len(os.fsencode(uuid)) >= UUID_LEN:
+        raise OSError(EINVAL, f'Uuid "{uuid}" too long')
+    return _mangled(uuid, mode, "new UUID", f'Failed to mangle new device UUID "{uuid}"', UUID_LEN)
+
+
+def _check_no_path(name: str) -> None:
     if "/" in name:
         raise OSError(EINVAL, f'Name "{name}" invalid. It contains "/".')
-    mangled = mangle(name)
-    if len(os.fsencode(mangled)) >= NAME_LEN:
-        raise OSError(EINVAL, f'Name "{name}" too long.')
-    return mangled
 
 
-def check_uuid(uuid: str) -> str:
-    """The uuid as the driver gets it; EINVAL in libdevmapper's words."""
-    mangled = mangle(uuid)
-    if len(os.fsencode(mangled)) >= UUID_LEN:
-        raise OSError(EINVAL, f'Mangled form of the UUID too long for "{uuid}".')
-    return mangled
+def _mangled(text: str, mode: str, what: str, otherwise: str, limit: int = NAME_LEN) -> str:
+    if mode == "auto" and "\\x5cx" in text:
+        why = "seems to be mangled more than once. This is not allowed in auto mode."
+        raise OSError(EINVAL, f'The {what} "{text}" {why}')
+    if mode == "none":
+        return text
+    try:
+        return mangle(text, mode, what, limit)
+    except OSError as error:
+        raise OSError(EINVAL, f"{error.strerror}\n{otherwise}") from None
 
 
-def find_name(control: Control, given: str) -> str:
+def find_name(control: Control, given: str, mode: str = "auto") -> str:
     """The name of the device that the user means: a name, or the path of a node. ENXIO for a path that leads to none.
 
     Folders of nodes are listed, never looked into: what is in them may be served by a daemon that hangs.
     """
     if "/" not in given:
-        return mangle(given)
+        return check_name(given, mode)
     folder, _, name = given.rpartition("/")
     for ours in runtime.mapper_dirs():
         if folder == ours or _same_folder(folder, ours):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from userdm.api.names import unmangle
-from userdm.cli.blockdev import read_ahead
+from userdm.cli.blockdev import chosen, read_ahead
 from userdm.cli.session import Failed, Session
 
 TYPE_CHECKING = False
@@ -13,10 +12,11 @@ if TYPE_CHECKING:
 
 def info(session: Session) -> None:
     if session.flag("columns"):
-        from userdm.cli.report import report
+        from userdm.cli.report import report_devices
 
-        report(session)
+        report_devices(session)
         return
+    chosen(session.options.value("options"))
     for device, _ in session.each():
         found = session.info(device)
         if found is None:
@@ -26,24 +26,26 @@ def info(session: Session) -> None:
 
 def show(session: Session, info: Info) -> None:
     """The lines, and an empty one after them."""
-    state = "SUSPENDED" if info.suspended else "ACTIVE"
-    state += " (READ-ONLY)" if info.readonly else ""
-    state += " (DEFERRED REMOVE)" if info.deferred_remove else ""
+    style = session.style
+    state = style.warning("SUSPENDED") if info.suspended else "ACTIVE"
+    state += style.warning(" (READ-ONLY)") if info.readonly else ""
+    state += style.warning(" (DEFERRED REMOVE)") if info.deferred_remove else ""
     tables = [word for word, there in (("LIVE", info.live), ("INACTIVE", info.inactive)) if there]
+    ahead = read_ahead(info) if tables else None
     lines = [
-        ("Name", unmangle(info.name)),
+        ("Name", style.name(session.shown(info.name))),
         ("State", state),
-        ("Read Ahead", str(read_ahead(info))),
+        ("Read Ahead", str(ahead)),
         ("Tables present", " & ".join(tables) or "None"),
         ("Open count", str(info.open_count)),
         ("Event number", str(info.event_nr)),
         ("Major, minor", "%d, %d" % info.devno),
         ("Number of targets", str(info.target_count)),
     ]
-    if not tables or read_ahead(info) is None:
+    if ahead is None:
         del lines[2]
-    session.write("".join(f"{name + ':':<18} {value}\n" for name, value in lines))
-    session.write(f"UUID: {unmangle(info.uuid)}\n\n" if info.uuid else "\n")
+    session.write("".join(f"{style.quiet(f'{name}:')}{' ' * (18 - len(name))}{value}\n" for name, value in lines))
+    session.write(f"{style.quiet('UUID:')} {session.shown(info.uuid, 'UUID')}\n\n" if info.uuid else "\n")
 
 
 VERBS = {"info": info}

@@ -1,27 +1,32 @@
-"""ls: names and numbers of the devices."""
+"""ls: names and numbers of the devices, or with --tree how they stand on each other."""
 
 from __future__ import annotations
 
-from userdm.api.control import Device
-from userdm.api.names import unmangle
 from userdm.cli.blockdev import namer
 from userdm.cli.session import Session
 
 
 def ls(session: Session) -> None:
-    names = session.control.devices()
-    if not names:
-        session.write("No devices found\n")
-    only = session.options.value("target")
-    name_of = namer(session)
-    for name, devno in names:
-        if only is None:
-            session.write(f"{unmangle(name)}\t({name_of(devno) or '%d:%d' % devno})\n")
-            continue
-        device = Device(name)
-        _, records = session.ioctl("status", device, session.control.status, device, noflush=True)
-        if any(kind == only for _, _, kind, _ in records):
-            session.write(f"{unmangle(name)}\t(%d, %d)\n" % devno)
+    if session.flag("tree"):
+        from userdm.cli import tree
+
+        words = tree.chosen(session.options.value("options"))
+        if not session.flag("target") and not session.options.value("exec"):
+            tree.tree(session, words)
+            return
+    name_of = (lambda devno: None) if session.flag("tree") else namer(session)
+    if session.flag("target") or session.flag("exec"):
+        from userdm.cli.table import list_devices
+
+        list_devices(session)
+        return
+    style = session.style
+    session.write(
+        "".join(
+            f"{style.name(session.shown(name))}\t({name_of(devno) or '%d:%d' % devno})\n"
+            for name, devno in session.devices()
+        )
+    )
 
 
 VERBS = {"ls": ls}

@@ -9,8 +9,8 @@ from userdm.cli.session import Failed, Session
 
 def message(session: Session) -> None:
     device = session.take()
-    sector, words = session.arguments[0], session.arguments[1:]
-    if not (sector.isascii() and sector.isdigit()):
+    sector, words = session.arguments[0].lstrip().removeprefix("+"), session.arguments[1:]
+    if not (sector.isascii() and sector.isdigit()) or int(sector[:40]) >= 1 << 64:
         raise Failed("Invalid sector.")
     if not words:
         # said, and then left to the driver to refuse

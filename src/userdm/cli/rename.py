@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from userdm.api.names import check_new_name, check_uuid
+from userdm.api.names import check_new_name, check_new_uuid
 from userdm.cli.session import Failed, Session, refused
 
 
 def rename(session: Session) -> None:
-    device = session.take()
-    if len(session.arguments) != 1:
+    *before, new = session.arguments
+    device = session.named(before[0]) if before else session.by_option()
+    if device is None:
         raise Failed("No device specified.")
-    new = session.arguments[0]
     control = session.control
     if session.flag("setuuid"):
-        uuid = refused(check_uuid, new)
+        uuid = refused(check_new_uuid, new, session.mode)
         session.ioctl("rename", device, control.set_uuid, device, uuid)
     else:
-        name = refused(check_new_name, new)
+        name = refused(check_new_name, new, session.mode)
         session.ioctl("rename", device, control.rename, device, name)
 
 

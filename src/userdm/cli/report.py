@@ -1,207 +1,235 @@
-"""info -c: a row for each device, columns as -o names them."""
+"""A report: rows and columns as -o, -O, -S and their friends want them (info -c, splitname, stats)."""
 
 from __future__ import annotations
 
+import os
 import sys
 
-from userdm.api.control import Device
-from userdm.api.names import mangle, unmangle
-from userdm.cli.blockdev import kernel_name, read_ahead
-from userdm.cli.session import Failed, Session
+from userdm.cli.fields import HELP, SELECTED, STRING, Field, Row, find_field, section_fields
+from userdm.cli.session import Failed, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from userdm.api.control import Info
-
-    Value = str | int
+    from userdm.cli.deptree import DepTree
+    from userdm.cli.selection import Selection
+    from userdm.cli.session import Session
 
 DEFAULT = "name,major,minor,attr,open,segments,events,uuid"
 
 
-class Row:
-    """One device, and what has to be asked for beyond its info."""
+class Report:
+    """What the options ask for, and the rows so far. Refused when they make no sense."""
 
-    def __init__(self, session: Session, info: Info) -> None:
-        self.session = session
-        self.info = info
-        self.devno = "%d:%d" % info.devno
+    def __init__(self, session: Session, default: str = DEFAULT, *, section: str = "") -> None:
+        """``section``: what the word "all" stands for, when not for everything."""
+        options = session.options
+        self._session = session
+        self.fields = _fields(options.value("options"), default, section)
+        self._keys = _keys(options.value("sort") or "")
+        text = options.value("select")
+        self.selection = self._selection(text) if text is not None else None
+        sections = {field.section for field in self._used()}
+        self._tree: DepTree | None = None
+        self._wants_tree = "tree" in sections
+        self._splits = "splitname" in sections
+        self.empty = bool(sections & {"stats", "region"}) or HELP in self.fields or text in ("help", "?")
+        """No device has what it shows."""
+        self.rows: list[Row] = []
+        self.headings = not options.flag("noheadings") and HELP not in self.fields
+        self._aligned = not (
+            options.flag("noheadings") or options.flag("nameprefixes") or options.value("separator") is not None
+        )
+        separator = options.value("separator")
+        self._between = separator if separator is not None else ":" if options.flag("noheadings") else " "
 
-    def deps(self) -> list[tuple[int, int]]:
-        device = Device(self.info.name)
-        return self.session.ioctl("deps", device, self.session.control.deps, device)[1]
+    def _selection(self, text: str) -> Selection | None:
+        from userdm.cli import selection
 
-    def users(self) -> list[tuple[str, tuple[int, int]]]:
-        """(name, number) of the devices whose live tables name this one."""
-        control = self.session.control
-        return [(name, devno) for name, devno in control.devices() if self.info.devno in control.deps(Device(name))[1]]
+        if text.lower() == "help" or text == "?":
+            _list(sections=False)
+            sys.stderr.write(selection.USAGE)
+            return None
+        return selection.Selection(text)
 
-    def names_of(self, numbers: list[tuple[int, int]]) -> list[str]:
-        """The names of those that are mapped devices."""
-        mapped = {devno: unmangle(name) for name, devno in self.session.control.devices()}
-        return [mapped[number] for number in numbers if number in mapped]
+    def _used(self) -> list[Field]:
+        wanted = self.selection.fields if self.selection is not None else []
+        return [*self.fields, *(field for field, _ in self._keys), *wanted]
 
-    def lvm(self, part: int) -> str:
-        """Volume group, logical volume and layer of an LVM device's name: parts at single hyphens."""
-        if not self.info.uuid.startswith("LVM-"):
-            return ""
-        parts = self.info.name.replace("--", "\0").split("-", 2)
-        return parts[part].replace("\0", "-") if part < len(parts) else ""
+    def plant(self) -> None:
+        """Look at how the devices stand on each other, if that is asked for."""
+        if self._wants_tree and self._tree is None:
+            from userdm.cli.deptree import DepTree
 
+            self._tree = DepTree(self._session)
 
-def _attr(row: Row) -> str:
-    info = row.info
-    letters = ("L" if info.live else "-", "I" if info.inactive else "-", "s" if info.suspended else "-")
-    return "".join(letters) + ("r" if info.readonly else "w")
+    def row(self, info: Info) -> Row:
+        row = Row(self._session, info, self._tree)
+        if self._splits:
+            subsystem, hyphen, _ = row.uuid.partition("-")
+            row.split(subsystem if hyphen else "", row.name)
+        return row
 
+    def wants(self, row: Row) -> bool:
+        selection = self.selection
+        if selection is None:
+            return True
+        wanted = selection.wants(row.get)
+        row.selected = wanted
+        return wanted
 
-def _tables(row: Row) -> str:
-    info = row.info
-    return "Both" if info.live and info.inactive else "Live" if info.live else "Inactive" if info.inactive else "None"
+    def add(self, row: Row) -> None:
+        """With the column "selected", the others are shown as well."""
+        if not self.empty and (self.wants(row) or SELECTED in self.fields):
+            for field in self._used():
+                row.get(field)
+            self.rows.append(row)
 
+    # ---- the output -------------------------------------------------------------------------------------------
 
-def _numbers(numbers: list[tuple[int, int]]) -> str:
-    return ",".join("%d:%d" % number for number in numbers)
+    def output(self) -> None:
+        """Write the rows, and forget them."""
+        rows, self.rows = self.rows, []
+        if not rows:
+            return
+        for field, backwards in reversed(self._keys):
+            if field.kind == STRING:
+                rows.sort(key=lambda row, field=field: os.fsencode(str(row.get(field))), reverse=backwards)  # type: ignore[misc]
+            else:
+                rows.sort(key=lambda row, field=field: row.get(field), reverse=backwards)  # type: ignore[misc]
+        cells = [[str(row.get(field)) for field in self.fields] for row in rows]
+        if self._session.flag("rows"):
+            lines = self._turned(cells)
+        else:
+            lines = self._straight(cells)
+        self._session.write("".join(f"{line}\n" for line in lines))
 
+    def _straight(self, cells: list[list[str]]) -> list[str]:
+        lines = []
+        widths = [max(field.width, *(_length(row[at]) for row in cells)) for at, field in enumerate(self.fields)]
+        if self.headings:
+            heads = [field.heading for field in self.fields]
+            if self._aligned:
+                heads = [head[:width].ljust(width) for head, width in zip(heads, widths, strict=True)]
+            lines.append(self._session.style.heading(self._between.join(heads)))
+        for row in cells:
+            if self._aligned:
+                row = [_pad(field, cell, width) for field, cell, width in zip(self.fields, row, widths, strict=True)]
+            lines.append(self._between.join(map(self._labelled, self.fields, row)))
+        return lines
 
-class Field:
-    """A column; negative widths are of columns that are aligned to the right."""
+    def _turned(self, cells: list[list[str]]) -> list[str]:
+        """A line for each column. Their alignment is that of the columns."""
+        lines = []
+        for at, field in enumerate(self.fields):
+            values = [self._labelled(field, row[at]) for row in cells]
+            lines.append(self._between.join([field.heading, *values] if self.headings else values))
+        return lines
 
-    def __init__(self, heading: str, width: int, value: Callable[[Row], Value], text: str) -> None:
-        self.heading = heading
-        self.width = abs(width)
-        self.right = width < 0
-        self.value = value
-        self.text = text
-
-
-NAME = {
-    "name": Field("Name", 16, lambda row: unmangle(row.info.name), "Name of mapped device."),
-    "mangled_name": Field("MangledName", 16, lambda row: mangle(row.info.name), "Mangled name."),
-    "unmangled_name": Field("UnmangledName", 16, lambda row: unmangle(row.info.name), "Unmangled name."),
-    "uuid": Field("UUID", 32, lambda row: unmangle(row.info.uuid), "Unique (optional) identifier."),
-    "mangled_uuid": Field("MangledUUID", 32, lambda row: mangle(row.info.uuid), "Mangled identifier."),
-    "unmangled_uuid": Field("UnmangledUUID", 32, lambda row: unmangle(row.info.uuid), "Unmangled identifier."),
-    "read_ahead": Field("RAhead", -6, lambda row: read_ahead(row.info) or 0, "Read ahead in sectors."),
-}
-INFO = {
-    "blkdevname": Field(
-        "BlkDevName", 16, lambda row: kernel_name(row.info.devno) or row.info.name, "Name of block device."
-    ),
-    "attr": Field("Stat", 4, _attr, "(L)ive, (I)nactive, (s)uspended, (r)ead-only, read-(w)rite."),
-    "tables_loaded": Field("Tables", 6, _tables, "Which of the table slots are filled."),
-    "suspended": Field("Suspended", 9, lambda row: "Suspended" if row.info.suspended else "Active", "Or active."),
-    "readonly": Field("Read-only", 9, lambda row: "Read-only" if row.info.readonly else "Writeable", "Or writeable."),
-    "devno": Field("DevNo", 5, lambda row: row.devno, "Device major and minor numbers."),
-    "major": Field("Maj", -3, lambda row: row.info.devno[0], "Block device major number."),
-    "minor": Field("Min", -3, lambda row: row.info.devno[1], "Block device minor number."),
-    "open": Field("Open", -4, lambda row: row.info.open_count, "Number of openers."),
-    "segments": Field("Targ", -4, lambda row: row.info.target_count, "Number of lines of the live table."),
-    "events": Field("Event", -6, lambda row: row.info.event_nr, "Number of most recent event."),
-}
-DEPS = {
-    "device_count": Field("#Devs", -5, lambda row: len(row.deps()), "Number of devices used by this one."),
-    "devs_used": Field(
-        "DevNamesUsed", 16, lambda row: ",".join(row.names_of(row.deps())), "Mapped devices used by this one."
-    ),
-    "devnos_used": Field("DevNosUsed", 16, lambda row: _numbers(row.deps()), "Devices used by this one."),
-    "blkdevs_used": Field(
-        "BlkDevNamesUsed",
-        16,
-        lambda row: ",".join(kernel_name(number) or "%d:%d" % number for number in row.deps()),
-        "Block devices used by this one.",
-    ),
-    "device_ref_count": Field("#Refs", -5, lambda row: len(row.users()), "Mapped devices using this one."),
-    "names_using_dev": Field(
-        "RefNames", 8, lambda row: ",".join(unmangle(name) for name, _ in row.users()), "Their names."
-    ),
-    "devnos_using_dev": Field(
-        "RefDevNos", 9, lambda row: _numbers([devno for _, devno in row.users()]), "Their numbers."
-    ),
-}
-SPLIT = {
-    "subsystem": Field("Subsys", 6, lambda row: row.info.uuid[:3] if row.lvm(0) else "", "Whose device it is."),
-    "vg_name": Field("VG", 4, lambda row: row.lvm(0), "LVM volume group."),
-    "lv_name": Field("LV", 4, lambda row: row.lvm(1), "LVM logical volume."),
-    "lv_layer": Field("LVLayer", 7, lambda row: row.lvm(2), "LVM layer."),
-}
-SECTIONS = {"name": NAME, "info": INFO, "deps": DEPS, "splitname": SPLIT}
-FIELDS: dict[str, Field] = {name: field for section in SECTIONS.values() for name, field in section.items()}
+    def _labelled(self, field: Field, cell: str) -> str:
+        if not self._session.flag("nameprefixes"):
+            return cell
+        quote = "" if self._session.flag("unquoted") else "'"
+        return f"DM_{field.name.upper()}={quote}{cell}{quote}"
 
 
-def report(session: Session) -> None:
-    fields = _chosen(session.options.value("options"))
-    order = _sort_keys(session.options.value("sort"))
-    rows = []
+def _length(cell: str) -> int:
+    return len(cell) if cell.isascii() else len(os.fsencode(cell))
+
+
+def _pad(field: Field, cell: str, width: int) -> str:
+    blank = " " * (width - _length(cell))
+    return cell + blank if field.kind == STRING else blank + cell
+
+
+def _list(*, sections: bool = True) -> None:
+    from userdm.cli.fields import list_fields
+
+    sys.stderr.write(list_fields(sections=sections))
+
+
+def _words(text: str) -> list[str]:
+    """Between commas, of which many are as good as one, except at the end."""
+    words = [word for word in text.split(",") if word]
+    return [*words, ""] if text.endswith(",") else words
+
+
+def _fields(option: str | None, default: str, section: str) -> list[Field]:
+    text = default if option is None else f"{default},{option[1:]}" if option.startswith("+") else option
+    fields: list[Field] = []
+    for word in _words(text):
+        field = find_field(word) if word else None
+        several = [field] if field is not None else section_fields(section + word if word == "all" else word)
+        if not several:
+            raise Refused(f"Unrecognised field: {word}", fields=True)
+        fields += several
+    if HELP in fields:
+        _list()
+    return fields
+
+
+def _keys(text: str) -> list[tuple[Field, bool]]:
+    """(field, backwards) of each key of -O."""
+    keys: list[tuple[Field, bool]] = []
+    for word in _words(text):
+        name = word[1:] if word[:1] in ("+", "-") else word
+        field = find_field(name) if name else None
+        if field is None:
+            missing = ["dm_report: Missing sort field name"] if word and not name else []
+            raise Refused(*missing, f"dm_report: Unrecognised field: {word}", fields=True)
+        if any(field is known for known, _ in keys):
+            sys.stderr.write(f"dm_report: Ignoring duplicate sort field: {field.name}.\n")
+            continue
+        keys.append((field, word.startswith("-")))
+    return keys
+
+
+def report_devices(session: Session) -> None:
+    """info -c."""
+    report = Report(session)
+    repeated(session, report, lambda: _ask(session, report))
+
+
+def _ask(session: Session, report: Report) -> None:
+    report.plant()
     for device, _ in session.each():
         info = session.info(device)
         if info is None:
             raise Failed("Device does not exist.")
-        rows.append(Row(session, info))
-    if not rows:
-        return
-    for name, backwards in reversed(order):
-        rows.sort(key=FIELDS[name].value, reverse=backwards)
-    cells = [[str(field.value(row)) for field in fields] for row in rows]
-    headings = not session.flag("noheadings")
-    separator = session.options.value("separator")
-    if headings and separator is None:
-        _write_aligned(session, fields, cells)
-        return
-    if headings:
-        cells.insert(0, [field.heading for field in fields])
-    between = ":" if separator is None else separator
-    session.write("".join(f"{between.join(row)}\n" for row in cells))
+        report.add(report.row(info))
 
 
-def _write_aligned(session: Session, fields: list[Field], cells: list[list[str]]) -> None:
-    widths = [
-        max(field.width, len(field.heading), *(len(row[column]) for row in cells))
-        for column, field in enumerate(fields)
-    ]
-    session.write(" ".join(f.heading.ljust(width) for f, width in zip(fields, widths, strict=True)) + "\n")
-    for row in cells:
-        padded = (
-            cell.rjust(width) if field.right else cell.ljust(width)
-            for field, cell, width in zip(fields, row, widths, strict=True)
-        )
-        session.write(" ".join(padded) + "\n")
+def repeated(session: Session, report: Report, fill: object) -> None:
+    """As often as --count says, --interval seconds apart; what there is before a failure is shown."""
+    from userdm.cli.options import atoi
+
+    count, interval = session.options.value("count"), session.options.value("interval")
+    left = atoi(count) if count is not None else 0 if interval is not None else 1
+    while True:
+        try:
+            fill()  # type: ignore[operator]
+        finally:
+            report.output()
+        left -= 1
+        if left == 0:
+            return
+        from time import sleep
+
+        session.write("\n")
+        sys.stdout.flush()
+        sleep(atoi(interval or "1"))
 
 
-def _chosen(option: str | None) -> list[Field]:
-    text = DEFAULT if option is None else f"{DEFAULT},{option[1:]}" if option.startswith("+") else option
-    fields: list[Field] = []
-    for name in text.split(","):
-        section = SECTIONS.get(name.removesuffix("_all")) if name.endswith("_all") else None
-        if section is not None:
-            fields += section.values()
-        else:
-            fields.append(FIELDS[_known(name)])
-    return fields
-
-
-def _sort_keys(option: str | None) -> list[tuple[str, bool]]:
-    """(field, backwards) of each key of -O."""
-    if option is None:
-        return []
-    return [(_known(key.lstrip("+-")), key.startswith("-")) for key in option.split(",")]
-
-
-def _known(name: str) -> str:
-    if name in FIELDS:
-        return name
-    if name not in ("help", "?"):
-        _list_fields()
-        sys.stderr.write(f"Unrecognised field: {name}\n")
-        raise SystemExit(1)
-    _list_fields()
-    raise SystemExit(0)
-
-
-def _list_fields() -> None:
-    for title, section in SECTIONS.items():
-        sys.stderr.write(f"  {title + '_all':<21} - All fields in this section.\n")
-        for name, field in section.items():
-            sys.stderr.write(f"  {name:<21} - {field.text}\n")
-        sys.stderr.write(" \n")
+def selected(session: Session) -> list[str]:
+    """The names of the devices that -S wants, of those that the command is for."""
+    report = Report(session)
+    report.plant()
+    names = []
+    for device, _ in session.each():
+        info = session.info(device)
+        if info is None:
+            raise Failed("Device does not exist.")
+        row = report.row(info)
+        if not report.empty and report.wants(row):
+            names.append(row.name)
+    return names

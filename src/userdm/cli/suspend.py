@@ -17,7 +17,12 @@ def _each(session: Session, word: str) -> None:
     act = session.control.suspend if word == "suspend" else session.control.resume
     flush, lockfs = not session.flag("noflush"), not session.flag("nolockfs")
     for device in session.wanted():
-        session.ioctl(word, device, act, device, flush=flush, lockfs=lockfs)
+        if word == "suspend" and session.flag("checks"):
+            # libdevmapper looks at what the device stands on first
+            session.ioctl("deps", device, session.control.deps, device)
+        info = session.ioctl(word, device, act, device, flush=flush, lockfs=lockfs)
+        if word == "resume":
+            session.set_read_ahead(info)
         session.report(device)
 
 

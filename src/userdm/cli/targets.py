@@ -33,7 +33,8 @@ def version(session: Session) -> None:
     driver = "%d.%d.%d" % session.control.version()
     session.write(f"Library version:   {LIBRARY}\n")
     session.write(f"Driver version:    {driver}\n")
-    session.write(f"userdm version:    {userdm.__version__}\n")
+    if not session.drop_in:
+        session.write(f"userdm version:    {userdm.__version__}\n")
 
 
 VERBS = {"targets": targets, "target-version": target_version, "version": version}

@@ -164,14 +164,17 @@ def table_status(mapper: Mapper, call: Call) -> None:
 
 
 def _put_status(call: Call, device: MappedDevice) -> None:
-    as_table, noflush = call.has(dm.STATUS_TABLE), call.has(dm.NOFLUSH)
+    as_table, noflush, measured = call.has(dm.STATUS_TABLE), call.has(dm.NOFLUSH), call.has(dm.IMA_MEASUREMENT)
     records = []
     with device.using(inactive=call.has(dm.QUERY_INACTIVE)) as table:
         if table is None:
             return
         for entry in table.entries:
             target = entry.target
-            text = target.table_line() if as_table else target.status_line(noflush=noflush)
+            if measured:
+                text = target.measure_line()
+            else:
+                text = target.table_line() if as_table else target.status_line(noflush=noflush)
             records.append((entry.start, entry.length, target.name, text))
     call.put_records(records)
 

@@ -76,7 +76,10 @@ class Mapper:
     # making and removing
 
     def create(self, name: str, uuid: str = "", minor: int | None = None) -> MappedDevice:
-        """A device without a table. EBUSY for a name, uuid or minor in use, EINVAL for a name that cannot be."""
+        """A device without a table. EBUSY for a name or uuid in use, EINVAL for a name that cannot be.
+
+        ENXIO for a minor in use, or one that cannot be.
+        """
         _check_name("name", name, NAME_LENGTH)
         if uuid:
             _check_length("uuid", uuid, UUID_LENGTH)
@@ -88,6 +91,10 @@ class Mapper:
             device.export = self.exporter.create(name, device, minor)
             with self._lock:
                 self._names[name] = device
+        except OSError as error:
+            if minor is None or error.errno not in (errno.EBUSY, errno.EINVAL):
+                raise
+            raise OSError(errno.ENXIO, error.strerror) from None
         finally:
             with self._lock:
                 self._reserved -= {name, uuid}

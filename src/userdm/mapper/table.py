@@ -198,8 +198,12 @@ class Table:
         return max(entry.target.discard_granularity for entry in self.entries)
 
     def deps(self) -> list[tuple[int, int]]:
-        """Device numbers of what the table stands on; a regular file has none."""
-        numbers = (self.opened.devno(place) for place in self.places)
+        """Device numbers of what the table stands on, as the kernel lists them: what was opened last comes first.
+
+        A regular file has none.
+        """
+        opened = _once(place for entry in self.entries for place in reversed(entry.target.places))
+        numbers = (self.opened.devno(place) for place in reversed(opened))
         return [number for number in numbers if number is not None]
 
     def references(self) -> list[dict[str, Any]]:

@@ -126,6 +126,10 @@ class Target:
         """As ``dmsetup status`` prints it; most targets have nothing to say."""
         return ""
 
+    def measure_line(self) -> str:
+        """What the kernel would have measured of it, as ``dmsetup measure`` prints it; some targets have nothing."""
+        return ""
+
     def message(self, arguments: Sequence[str], *, force: bool = False) -> str | None:
         raise TargetError(errno.EINVAL, f"message {' '.join(arguments)!r}: target {self.name} takes no messages")
 

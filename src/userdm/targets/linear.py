@@ -46,3 +46,8 @@ class Linear(Target):
 
     def table_line(self) -> str:
         return f"{self.context.describe(self.place)} {self.start}"
+
+    def measure_line(self) -> str:
+        version = "%d.%d.%d" % self.version
+        device = f"device_name={self.context.describe(self.place)},start={self.start}"
+        return f"target_name={self.name},target_version={version},{device};"

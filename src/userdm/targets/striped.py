@@ -56,7 +56,7 @@ class Striped(Target):
 
     @property
     def places(self) -> Sequence[Place]:
-        return tuple(dict.fromkeys(place for place, _ in self.stripes))
+        return tuple(reversed(dict.fromkeys(place for place, _ in self.stripes)))
 
     @property
     def granule(self) -> int:
@@ -93,3 +93,13 @@ class Striped(Target):
     def status_line(self, *, noflush: bool = False) -> str:
         devices = " ".join(self.context.describe(place) for place, _ in self.stripes)
         return f"{len(self.stripes)} {devices} 1 {'A' * len(self.stripes)}"
+
+    def measure_line(self) -> str:
+        version = "%d.%d.%d" % self.version
+        stripes = "".join(
+            f",stripe_{index}_device_name={self.context.describe(place)},stripe_{index}_physical_start={start},"
+            f"stripe_{index}_status=A"
+            for index, (place, start) in enumerate(self.stripes)
+        )
+        what = f"stripes={len(self.stripes)},chunk_size={self.chunk}"
+        return f"target_name={self.name},target_version={version},{what}{stripes};"
