@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import snapshots
+import startup
 from sides import HERE, SIDES, Device, output
 
 OURS = "userdm thin"
@@ -169,6 +170,10 @@ def main() -> None:
             say(f"snapshots: round {number + 1} of {options.rounds}")
             ratios.append(snapshots.ratio(folder))
         lines.append(Line(SNAPSHOT, "of an empty volume", SNAPSHOT_GOAL, ratios))
+        (folder := work / "startup").mkdir()
+        say("starting verbs")
+        found = startup.ratios(folder, options.rounds)
+        lines += [Line(f"userdm {name}", "python3 -c pass", startup.GOAL, ratios) for name, ratios in found.items()]
     say("")
     print(f"How many times as fast as the other, files on {work.parent}; * misses its goal.\n")
     print(table(lines))

@@ -161,7 +161,7 @@ def _bring_back(mapper: Mapper, saved: dict[str, Any]) -> None:
     try:
         device = mapper.create(name, uuid, minor)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno != errno.ENXIO:
             raise
         device = mapper.create(name, uuid)
         log.warning("%s: number %s is taken (%s), is %d:%d now", name, minor, error.strerror, *device.devno)
