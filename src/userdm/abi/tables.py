@@ -71,10 +71,10 @@ def pack_status(records: Sequence[Record], room: int) -> tuple[bytes, bool]:
             return bytes(out), True
         out += bytes(used - len(out))
         following = align(used + SPEC_SIZE + len(raw))
+        if following > room:
+            return bytes(out + _pack(record, 0) + raw), True
         out += _pack(record, following) + raw
         used = following
-        if used > room:
-            return bytes(out), True
     return bytes(out), False
 
 

@@ -251,7 +251,7 @@ class Control:
     # ---- devices ----------------------------------------------------------------------------------------------
 
     def create(self, name: str, uuid: str = "", *, minor: int | None = None) -> Info:
-        """A device without a table. EBUSY when name, uuid or minor is taken."""
+        """A device without a table. EBUSY when name or uuid is taken, ENXIO when the minor is."""
         header = Header(name=name, uuid=uuid)
         if minor is not None:
             header.flags |= dm.PERSISTENT_DEV

@@ -90,10 +90,14 @@ class Call:
     def _room(self) -> int:
         return max(0, self._size - dm.HEADER_SIZE)
 
+    def begin_answer(self) -> None:
+        """Say where in the client's buffer an answer is, also when there is none."""
+        self.header.data_start = min(dm.HEADER_SIZE, self._size)
+
     def put(self, payload: bytes, *, at_least: int = 0) -> None:
         """Answer with the payload; when it does not fit, or there is not ``at_least`` so much room, only say so,
         which is no error."""
-        self.header.data_start = dm.HEADER_SIZE
+        self.begin_answer()
         if len(payload) > self._room or self._room < at_least:
             self.header.flags |= dm.BUFFER_FULL
             return
@@ -107,7 +111,7 @@ class Call:
 
     def put_records(self, records: Sequence[tuple[int, int, str, str]]) -> None:
         """Answer with a table's or status's records, as many as fit."""
-        self.header.data_start = dm.HEADER_SIZE
+        self.begin_answer()
         self.header.target_count = len(records)
         payload, full = tables.pack_status(records, self._room)
         if full:

@@ -195,7 +195,7 @@ def _put_versions(call: Call, found: Sequence[type[Target]]) -> None:
 
 
 def target_msg(mapper: Mapper, call: Call) -> None:
-    call.header.data_start = dm.HEADER_SIZE  # where an answer would be, also when there is none
+    call.begin_answer()
     device = call.find(mapper)
     sector, text = lists.unpack_message(call.payload)
     words = split_arguments(text)

@@ -56,7 +56,10 @@ class Ioctls:
             finally:
                 if command.changes:
                     self._changed()
-            answer = version + buffer[len(version) : dm.DATA_OFFSET] if command.silent else call.answer()
+            if not command.silent:
+                answer = call.answer()
+            else:
+                answer = b"" if secret else version + buffer[len(version) : dm.DATA_OFFSET]
         except OSError as error:
             return error.errno or errno.EIO, version, words(error)
         except Exception as error:  # a bug in one target must not take the other devices' daemon away

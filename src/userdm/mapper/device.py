@@ -93,8 +93,13 @@ class MappedDevice:
         return self.live is not None and self.live.discards
 
     def open_count(self, *, scan: bool = True) -> int:
-        """Tables that name the device, and with ``scan`` everybody else who has it open or mounted."""
-        return len(self.users) + (self.export.open_count() if scan else 0)
+        """The devices whose tables name it, and with ``scan`` everybody else who has it open or mounted.
+
+        As the kernel: a device opens what its tables stand on once for reading and once for writing.
+        """
+        with self.mapper.graph_lock:
+            devices = len({(id(user.device), user.readonly) for user in self.users})
+        return devices + (self.export.open_count() if scan else 0)
 
     # serving
 

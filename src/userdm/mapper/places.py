@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from userdm.mapper.device import MappedDevice
     from userdm.mapper.registry import Mapper
 
-_NUMBER = re.compile(r"(\d{1,4}):(\d{1,7})")
+_NUMBER = re.compile(r"(\d{1,10}):(\d{1,10})", re.ASCII)
+_NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTBLK, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 class _Shared:
@@ -102,9 +103,12 @@ class Opened:
         root: str = "/",
         folder: str | None = None,
         references: list[dict[str, Any]] | None = None,
+        *,
+        readonly: bool = False,
     ) -> None:
         self.mapper = mapper
         self.device = device
+        self.readonly = readonly
         self._root = root
         self._folder = folder
         self.restoring = references is not None
@@ -123,9 +127,9 @@ class Opened:
         try:
             place, reference = self._lookup(value, readonly)
         except OSError as error:
-            number = errno.ENODEV if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO) else error.errno
+            number = errno.ENODEV if error.errno in _NOT_FOUND else error.errno
             text = f"{argument} {value!r}: {error.strerror}"
-            if number in (errno.ENODEV, errno.ENOTBLK):
+            if number == errno.ENODEV:
                 text += ", must be a block device, a regular file or a mapped device"
             raise TargetError(number or errno.EINVAL, text) from error
         self._found[value] = (place, reference)
@@ -159,13 +163,16 @@ class Opened:
         saved = self._saved.get(value)
         if saved is not None:
             return self.mapper.find(name=saved["name"]) if saved["kind"] == "device" else None
-        number = _NUMBER.fullmatch(value)
+        number = _device_number(value)
         if number is not None:
-            return self.mapper.by_number((int(number[1]), int(number[2])))
+            return self.mapper.by_number(number)
         folder, name = os.path.split(value)
         if name and self._is_mapper_folder(folder):
             # by its name, before anything touches the path: a file that we serve must not be opened by us
-            return self.mapper.find(name=name)
+            try:
+                return self.mapper.find(name=name)
+            except OSError as error:
+                raise OSError(errno.ENODEV, error.strerror) from error
         try:
             info = os.stat(self._path(value))  # noqa: PTH116
         except OSError:
@@ -186,11 +193,13 @@ class Opened:
         saved = self._saved.get(value)
         if saved is not None and "path" in saved:
             return str(saved["path"])
-        number = _NUMBER.fullmatch(value)
+        number = _device_number(value)
         if number is not None:
             # the kernel needs no node; we find it by its name in sysfs
-            link = os.path.realpath(f"/sys/dev/block/{int(number[1])}:{int(number[2])}")
-            return f"/dev/{os.path.basename(link)}"  # noqa: PTH119
+            link = f"/sys/dev/block/{number[0]}:{number[1]}"
+            if not os.path.exists(link):  # noqa: PTH110
+                raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            return f"/dev/{os.path.basename(os.path.realpath(link))}"  # noqa: PTH119
         if not value.startswith("/"):
             value = os.path.join(self._folder or os.getcwd(), value)  # noqa: PTH109, PTH118
         return os.path.normpath(value) if self._root == "/" else self._root + value
@@ -285,6 +294,17 @@ class LineContext:
             return None
         target: Target = table.entries[0].target
         return target
+
+
+def _device_number(value: str) -> tuple[int, int] | None:
+    """What major:minor means; EOVERFLOW for what no number of a device can hold."""
+    found = _NUMBER.fullmatch(value)
+    if found is None:
+        return None
+    major, minor = int(found[1]), int(found[2])
+    if major >= 1 << 12 or minor >= 1 << 20:
+        raise OSError(errno.EOVERFLOW, "must be below 4096:1048576")
+    return major, minor
 
 
 def _sequence(storage: FileStorage) -> int:

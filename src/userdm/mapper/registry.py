@@ -85,6 +85,8 @@ class Mapper:
             _check_length("uuid", uuid, UUID_LENGTH)
         device = MappedDevice(self, name, uuid)
         with self._lock:
+            if minor is not None and any(other.devno[1] == minor for other in self._names.values()):
+                raise OSError(errno.ENXIO, f"minor {minor} is taken")
             self._check_free(name, uuid)
             self._reserved |= {name, uuid} - {""}
         try:
@@ -230,7 +232,7 @@ class Mapper:
         """
         with device.control:
             self._check_present(device)
-            opened = Opened(self, device, root, folder, references)
+            opened = Opened(self, device, root, folder, references, readonly=readonly)
             table = Table.build(lines, opened, readonly=readonly, secret=secret)
             try:
                 _check_replacement(device, table)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from userdm.mapper.places import Opened
 
 T = TypeVar("T")
-MAX_SECTORS = (1 << 63) // SECTOR
+MAX_SECTORS = (1 << 63) // SECTOR - 1
 MAX_LINES = 1 << 20
 
 

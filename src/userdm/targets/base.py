@@ -179,9 +179,12 @@ class Area:
     length: int
 
     def check(self) -> None:
-        """They must lie on the place, on bounds of its logical blocks: EINVAL. As device_area_is_invalid."""
+        """They must lie on the place, on bounds of its logical blocks: EINVAL. As device_area_is_invalid, which lets
+        pass what has no size at all."""
         where = f"{self.argument} {self.value!r}"
         sectors = self.place.size // SECTOR
+        if not sectors:
+            return
         if self.start + self.length > sectors:
             raise TargetError(
                 errno.EINVAL,
