@@ -150,9 +150,16 @@ def test_status_in_a_small_buffer(records: list[tuple[int, int, str, str]], room
     payload, full = tables.pack_status(records, room)
     assert len(payload) <= room
     whole = tables.pack_status(records, 1 << 20)[0]
-    assert whole.startswith(payload)
-    # the padding after the last record must fit as well
+    # the padding after the last record must fit as well; one whose padding does not has no next one to tell of
     assert full == (len(payload) < len(whole) or dm_ioctl.align(len(whole)) > room)
+    ends = [len(tables.pack_status(records[:count], 1 << 20)[0]) for count in range(len(records) + 1)]
+    kept = ends.index(len(payload))
+    last = dm_ioctl.align(ends[kept - 1]) if kept else 0
+    assert payload[: last + 20] == whole[: last + 20][: len(payload)]
+    assert payload[last + 24 :] == whole[last + 24 : len(payload)]
+    if kept:
+        following = dm_ioctl.align(len(payload))
+        assert int.from_bytes(payload[last + 20 : last + 24], "little") == (following if following <= room else 0)
 
 
 def test_next_counts_differently_in_the_two_directions() -> None:
