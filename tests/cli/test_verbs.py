@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from support.daemon import Daemon
 
 ROOT = os.geteuid() == 0
+PROGRAM = Path(__file__).parents[2] / "bin" / "userdm"
 
 
 def disk(daemon: Daemon, name: str, size: int) -> Path:
@@ -149,10 +151,122 @@ def test_daemon_verbs(daemon: Daemon) -> None:
     assert "must be start, stop, status, log" in daemon.userdm("daemon", "bogus", code=1).stderr
 
 
+def installed(name: str) -> Path:
+    """The program as pip has put it there."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.skip(f"missing: {path} (pip install -e .)")
+    return path
+
+
+def test_the_installed_program_is_our_own_script() -> None:
+    text = installed("userdm").read_text()
+    assert text.startswith("#!")
+    assert text.split("\n", 1)[1] == PROGRAM.read_text().split("\n", 1)[1]
+
+
+def test_the_name_dmsetup(daemon: Daemon, tmp_path: Path) -> None:
+    """A symbolic link is enough; and stderr has dmsetup's words alone."""
+    for name in ("dmsetup", "dmstats", "devmap_name"):
+        (tmp_path / name).symlink_to(PROGRAM)
+
+    def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(tmp_path / name), *words]
+        env = {**daemon.env, "PYTHONPATH": str(PROGRAM.parents[1] / "src")}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    done = run("dmsetup", "create", "a", "--table", "0 8 linear /nonexistent 0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["Command failed."]
+    assert run("dmsetup", "create", "a", "--table", "0 8 zero").stderr == ""
+    number = run("dmsetup", "info", "-c", "--noheadings", "-o", "devno", "a").stdout.strip()
+    assert run("devmap_name", number).stdout == "a\n"
+    assert run("devmap_name", *number.split(":")).stdout == "a\n"
+    assert run("dmstats", "list").stdout == ""
+    assert run("dmsetup", "version").stdout.count("\n") == 2
+    assert run("dmsetup", "help").stderr.startswith("Usage:")
+
+
+def on_a_terminal(command: list[str], env: dict[str, str]) -> str:
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run(command, env=env, stdout=theirs, check=True, timeout=60)
+        return os.read(ours, 65536).decode().replace("\r\n", "\n")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_colour_is_for_a_terminal(daemon: Daemon) -> None:
+    daemon.userdm("create", "a", "--table", "0 8 zero")
+    daemon.userdm("suspend", "a")
+    plain = daemon.userdm("info", "a").stdout
+    assert "\033" not in plain
+    env = {**daemon.env, "TERM": "xterm"}
+    env.pop("NO_COLOR", None)
+    shown = on_a_terminal(daemon.command("info", "a"), env)
+    assert "\033[33mSUSPENDED\033[m\n" in shown
+    assert re.sub("\033\\[[0-9]*m", "", shown) == plain
+    assert on_a_terminal(daemon.command("info", "a"), {**env, "NO_COLOR": "1"}) == plain
+    assert on_a_terminal(daemon.command("info", "a"), {**env, "TERM": "dumb"}) == plain
+    assert "\033[1mName" in on_a_terminal(daemon.command("info", "-c"), env)
+
+
+def test_a_tree_in_the_callers_characters(daemon: Daemon) -> None:
+    daemon.userdm("create", "below", "--table", "0 8 zero")
+    daemon.userdm("create", "top", "--table", f"0 8 linear {daemon.nodes}/below 0")
+    assert daemon.userdm("ls", "--tree", "-o", "nodevice").stdout == "top\n └─below\n"
+    for locale in ("C", "POSIX", ""):
+        done = daemon.userdm("ls", "--tree", "-o", "nodevice", LC_ALL=locale, LC_CTYPE="", LANG="")
+        assert done.stdout == "top\n `-below\n"
+
+
+def test_select_goes_on_after_a_failure(daemon: Daemon) -> None:
+    for name in ("a", "b", "c"):
+        daemon.userdm("create", name, "--table", "0 8 zero")
+    daemon.userdm("create", "top", "--table", f"0 8 linear {daemon.nodes}/b 0")
+    done = daemon.userdm("remove", "-S", "name!=top", code=1)
+    assert done.stderr.startswith(
+        "device-mapper: remove ioctl on b  failed: Device or resource busy\nCommand failed.\n"
+    )
+    assert daemon.userdm("info", "-c", "--noheadings", "-o", "name").stdout == "b\ntop\n"
+
+
+def test_what_table_says_create_takes(daemon: Daemon) -> None:
+    daemon.userdm("create", "a,b", "-u", "u;v", "--table", "0 8 zero\n8 8 error")
+    daemon.userdm("create", "c", "-r", "--table", "0 8 error")
+    said = daemon.userdm("table", "--concise").stdout
+    daemon.userdm("remove_all")
+    assert daemon.userdm("ls").stdout == "No devices found\n"
+    daemon.userdm("create", "--concise", stdin=said)
+    assert daemon.userdm("table", "--concise").stdout == said
+
+
+def test_a_devices_keys_are_not_shown() -> None:
+    from userdm.cli.table import _hidden
+
+    assert _hidden("internal_hash:hmac(sha256):00ff") == "internal_hash:hmac(sha256):0000"
+    assert _hidden("internal_hash:crc32c") == "internal_hash:crc32c"
+    assert _hidden("journal_watermark:50:1") == "journal_watermark:50:1"
+
+
 HEAVY = {"argparse", "dataclasses", "enum", "json", "pathlib", "re", "socket", "subprocess", "typing", "inspect"}
 
 
-@pytest.mark.parametrize("words", [["table", "a"], ["info", "-c", "a"], ["message", "a", "0", "@stats_list"], ["ls"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["version"],
+        ["table", "a"],
+        ["info", "-c", "a"],
+        ["info", "-c", "-S", "open=0 && name=a"],
+        ["message", "a", "0", "@stats_list"],
+        ["ls"],
+        ["ls", "--tree"],
+        ["suspend", "a"],
+        ["rename", "a", "b"],
+    ],
+)
 def test_a_verb_imports_nothing_heavy(daemon: Daemon, words: list[str]) -> None:
     daemon.userdm("create", "a", "--table", "0 8 zero")
     program = "import sys; sys.argv[0] = 'userdm'; from userdm.cli.main import entry; entry(); print(*sys.modules)"
