@@ -304,3 +304,42 @@ def test_a_removal_wakes_who_waits(daemon: Daemon) -> None:
     daemon.control.remove("d")
     thread.join(SECONDS)
     assert seen == [1]
+
+
+def test_a_logical_volume_has_the_name_that_lvm_looks_for(daemon: Daemon) -> None:
+    daemon.userdm("daemon", "stop")
+    daemon.nodes = daemon.base / "dev" / "mapper"
+    daemon.env["USERDM_MAPPER_DIR"] = str(daemon.nodes)
+    daemon.userdm("daemon", "start")
+    control, dev = daemon.control, daemon.base / "dev"
+    uuid = "LVM-" + "x" * 64
+    for number, name in enumerate(("my--vg-my--lv", "my--vg-other")):
+        control.create(name, uuid[:-1] + str(number))
+        reload(daemon, name, ZERO)
+    link = dev / "my-vg" / "my-lv"
+    assert link.is_block_device()
+    assert link.resolve() == (daemon.nodes / "my--vg-my--lv").resolve()
+    control.rename("my--vg-my--lv", "my--vg-new")
+    assert not link.is_symlink()
+    assert (dev / "my-vg" / "new").is_block_device()
+    control.remove("my--vg-new")
+    control.remove("my--vg-other")
+    assert not (dev / "my-vg").exists()
+    # not for what serves another volume, and not for other people's names
+    for name, other in (
+        ("vg-lv", uuid + "-tpool"),
+        ("vg-lv2", "CRYPT-x"),
+        ("vg-lv-x", uuid),
+        ("vg--lv", "LVM-" + "y" * 64),
+    ):
+        control.create(name, other)
+        reload(daemon, name, ZERO)
+    assert [path.name for path in dev.iterdir()] == ["mapper"]
+    # nor over what is somebody's
+    (dev / "taken").mkdir()
+    (dev / "taken" / "file").write_text("mine")
+    control.create("taken-file", "LVM-" + "z" * 64)
+    reload(daemon, "taken-file", ZERO)
+    assert (dev / "taken" / "file").read_text() == "mine"
+    control.remove_all()
+    assert (dev / "taken" / "file").read_text() == "mine"

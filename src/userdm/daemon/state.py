@@ -47,6 +47,8 @@ class StateFile:
             devices = [_device(device) for device in self._mapper.devices() if not device.removed]
             state = {"version": VERSION, "boot_id": boot_id(), "devices": devices}
             fresh = self._path.with_suffix(".new")
+            fresh.unlink(missing_ok=True)
+            fresh.touch(0o600)  # there may be keys in a table
             # not indented: only then json is fast, and a table may have a hundred thousand lines
             fresh.write_text(json.dumps(state), encoding="utf-8")
             fresh.rename(self._path)

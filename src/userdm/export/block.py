@@ -45,6 +45,7 @@ class BlockExport:
         self._gone = gone
         self._names_lock = threading.RLock()
         self._name: str | None = None
+        self._uuid = ""
         self._coming: str | None = None
         """The name that a client is about to give the node."""
         self._backend = backend
@@ -78,7 +79,8 @@ class BlockExport:
     def readonly(self) -> bool:
         return self._loop.readonly
 
-    def activate(self, name: str, readonly: bool | None) -> None:
+    def activate(self, name: str, readonly: bool | None, uuid: str = "") -> None:
+        self._uuid = uuid
         assert self._connection is not None
         self._connection.file.activate()
         # kernels before 6.16 take the size that the inode had when it was last asked for
@@ -133,7 +135,7 @@ class BlockExport:
     def _show_as(self, name: str) -> None:
         """Make the node, and take an older one away after that: there is always one."""
         with self._names_lock:
-            self._nodes.put(name, self.node)
+            self._nodes.put(name, self.node, self._uuid)
             if self._name is not None and self._name != name:
                 self._nodes.take(self._name, self.node, self.devno)
             self._name, self._coming = name, None

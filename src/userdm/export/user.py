@@ -66,7 +66,7 @@ class UserExport:
 
     readonly = False
 
-    def activate(self, name: str, readonly: bool | None) -> None:
+    def activate(self, name: str, readonly: bool | None, uuid: str = "") -> None:
         if self._connection is None:
             self._connection = self._mounted(name)
             self._name = name

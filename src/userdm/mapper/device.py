@@ -311,7 +311,7 @@ class MappedDevice:
             entry.target.preresume()
         for entry in table.entries:
             entry.target.resume()
-        self.export.activate(self.name, table.readonly if self._swapped else None)
+        self.export.activate(self.name, table.readonly if self._swapped else None, self.uuid)
         self._swapped = False
         self._open_gate()
         self.export.settle()

@@ -19,9 +19,9 @@ class Export(Protocol):
     @property
     def devno(self) -> tuple[int, int]: ...
 
-    def activate(self, name: str, readonly: bool | None) -> None:
+    def activate(self, name: str, readonly: bool | None, uuid: str = "") -> None:
         """The backend has a table now: take its size and, unless None, its read-only state; make or renew the node
-        ``name``."""
+        ``name``, and what the ``uuid`` asks for beside it."""
         ...
 
     def settle(self) -> None:
@@ -80,7 +80,7 @@ class NoExport:
 
     readonly = False
 
-    def activate(self, name: str, readonly: bool | None) -> None:
+    def activate(self, name: str, readonly: bool | None, uuid: str = "") -> None:
         pass
 
     def settle(self) -> None:
