@@ -84,8 +84,9 @@ def test_a_load_of_many_records_in_little_room() -> None:
 
 def guarded(path: str, *, readonly: bool = False) -> FileStorage:
     """A fuzz target that runs as root opens nothing of this machine's."""
-    assert Path(path).resolve().is_relative_to("/nonexistent"), f"a table got at {path}"
-    return open_storage(path, readonly=readonly)
+    if Path(path).resolve().is_relative_to("/nonexistent"):
+        return open_storage(path, readonly=readonly)
+    raise OSError(errno.EACCES, "outside of the test", path)
 
 
 class Target:
