@@ -53,7 +53,8 @@ def create_concise(session: Session) -> None:
 
 def devices(text: str) -> Iterator[list[str]]:
     """The five fields of each device; the lines of its table with line ends between them."""
-    fields = [""]
+    fields: list[list[str]] = [[]]
+    """Each by its letters: a table may have a hundred thousand lines."""
     at = 0
     while at < len(text):
         letter = text[at]
@@ -61,24 +62,24 @@ def devices(text: str) -> Iterator[list[str]]:
         if letter == "\\":
             if at == len(text):
                 raise Failed("Backslash must be followed by another character at end of string.", _parsed(fields))
-            fields[-1] += text[at]
+            fields[-1].append(text[at])
             at += 1
         elif letter == "," and len(fields) < len(FIELDS):
-            fields.append("")
+            fields.append([])
             at = _skip(text, at)
         elif letter == ",":
-            fields[-1] += "\n"
+            fields[-1].append("\n")
         elif letter == ";" or at == len(text):
             if letter != ";":
-                fields[-1] += letter
+                fields[-1].append(letter)
             if len(fields) != len(FIELDS):
                 raise Failed(f"F{_REQUIRED}", _parsed(fields))
-            yield fields
-            fields = [""]
+            yield ["".join(field) for field in fields]
+            fields = [[]]
             at = _skip(text, at)
         else:
-            fields[-1] += letter
-    if fields != [""]:
+            fields[-1].append(letter)
+    if fields != [[]]:
         raise Failed(f"Incomplete entry: f{_REQUIRED}", _parsed(fields))
 
 
@@ -88,8 +89,8 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _parsed(fields: list[str]) -> str:
-    texts = [*fields, *["(null)"] * len(FIELDS)]
+def _parsed(fields: list[list[str]]) -> str:
+    texts = [*("".join(field) for field in fields), *["(null)"] * len(FIELDS)]
     return f"Parsed {len(fields)} fields: " + " ".join(f"{name}: {text}" for name, text in zip(FIELDS, texts))  # noqa: B905
 
 

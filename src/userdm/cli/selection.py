@@ -60,7 +60,10 @@ class Selection:
         self._wanted = _Test(lambda row: True)
         if text == "" or text.lower() == "all":
             return
-        self._wanted = self._any()
+        try:
+            self._wanted = self._any()
+        except RecursionError:
+            raise Refused("Selection is nested too deeply.", _HELP) from None
         self._skip()
         if self._rest():
             raise Refused("Expecting logical operator", *_syntax(self._rest()))
