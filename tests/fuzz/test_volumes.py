@@ -6,12 +6,17 @@ import errno
 import random
 import threading
 
+import pytest
+
 from fuzz.images import damaged
 from fuzz.reference import Broken, Image
 from fuzz.test_metadata import storage_of
 from support import budget
+from support.thin import commit, content, new_pool
 from userdm.api.pool import Pool, Thin
+from userdm.pdata.block import NODE_SALT, seal
 from userdm.storage import MemoryStorage
+from userdm.thin.metadata import PoolMetadata
 
 DATA_BLOCKS = 17_000
 BLOCK = 64 << 10
@@ -141,3 +146,30 @@ def test_volumes_of_damaged_pools() -> None:
     before = threading.active_count()
     budget.run(80, one_pool)
     assert threading.active_count() == before
+
+
+def test_a_device_that_has_more_blocks_than_there_are() -> None:
+    """A mapping that fails half way is told as what it is, and as EIO; it was EINVAL, about blocks not reserved."""
+    made = new_pool(data_blocks=100)
+    made.create_thin(0)
+    commit(made)
+    raw = bytearray(content(made.storage))
+    details = Image(raw).roots[1]
+    at = Image(raw).node(details)[4]
+    raw[at : at + 8] = bytes(8 * [0xFF])
+    block = raw[details * 4096 : (details + 1) * 4096]
+    seal(block, details, NODE_SALT)
+    raw[details * 4096 : (details + 1) * 4096] = block
+    metadata = storage_of(raw)
+    pool = Pool(metadata, Sparse(100 * BLOCK))
+    thin = pool.open_thin(0, SIZE)
+    file = thin.open()
+    with pytest.raises(OSError, match="said to have 18446744073709551615 mapped blocks") as error:
+        file.write(bytes(4096))
+    assert error.value.errno == errno.EIO
+    assert file.read(4096) == bytes(4096)
+    with pytest.raises(OSError, match="an earlier change of the metadata failed"):
+        file.close()
+    assert " ro " in pool.status() and "needs_check" in pool.status()
+    pool.close()
+    assert PoolMetadata.open(metadata, None, readonly=True).needs_check

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from userdm.thin.pool import Pool
 
 
-def _told(error: OSError) -> int:
-    """The errno of a request whose metadata operation failed: ENOSPC is said of data only."""
-    return errno.EIO if error.errno == errno.ENOSPC else error.errno or errno.EIO
+METADATA_ERROR = errno.EIO
+"""What a request gets whose metadata operation failed, whatever it was: ENOSPC, say, is of data only."""
 
 
 class Provision:
@@ -62,9 +61,11 @@ class Provision:
             pool.check_writable()
             volume.metadata.insert(self.vblock, self.pblock, self.count)
         except OSError as error:
-            pool.unreserve(self.pblock, self.count)
+            if pool.metadata.failed is None:
+                # nothing has changed; otherwise nobody knows whose the blocks are
+                pool.unreserve(self.pblock, self.count)
             pool.metadata_error(error)
-            raise OSError(_told(error), error.strerror) from error
+            raise OSError(METADATA_ERROR, error.strerror) from error
         pool.changed()
         if self.replaces:
             volume.revoke(self.vblock, self.count)
@@ -121,7 +122,7 @@ class Volume:
             except OSError as error:
                 request.give_back()
                 pool.metadata_error(error)
-                return [Fail(length, _told(error))]
+                return [Fail(length, METADATA_ERROR)]
 
 
 class _Request:
