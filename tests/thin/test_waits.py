@@ -247,7 +247,7 @@ def test_an_origin_that_is_activated_while_its_snapshot_is_made() -> None:
             inner.release()
 
     middle.lock = Late()  # type: ignore[assignment]
-    middle.create_snap(1, 0)
+    middle.messages.create_snap(1, 0)
     put(active[0], 0, b"q" * BLOCK)
     assert get(pool.open_thin(1, 16 * BLOCK), 0, BLOCK) == b"p" * BLOCK
     pool.close()

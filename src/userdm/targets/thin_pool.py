@@ -197,19 +197,20 @@ class ThinPool(Target):
         pool = self.pool
         if pool.readonly:
             raise TargetError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY or FAIL mode")
+        messages = pool.messages
         match [arguments[0].lower(), *arguments[1:]]:
             case ["create_thin", dev_id]:
-                pool.create_thin(device_id("device id", dev_id))
+                messages.create_thin(device_id("device id", dev_id))
             case ["create_snap", dev_id, origin]:
-                pool.create_snap(device_id("device id", dev_id), device_id("origin id", origin), force=force)
+                messages.create_snap(device_id("device id", dev_id), device_id("origin id", origin), force=force)
             case ["delete", dev_id]:
-                pool.delete(device_id("device id", dev_id))
+                messages.delete(device_id("device id", dev_id))
             case ["set_transaction_id", old, new]:
-                pool.set_transaction_id(whole_number("old id", old, MAX_U64), whole_number("new id", new, MAX_U64))
+                messages.set_transaction_id(whole_number("old id", old, MAX_U64), whole_number("new id", new, MAX_U64))
             case ["reserve_metadata_snap"]:
-                pool.reserve_metadata_snap()
+                messages.reserve_metadata_snap()
             case ["release_metadata_snap"]:
-                pool.release_metadata_snap()
+                messages.release_metadata_snap()
             case _:
                 raise TargetError(
                     errno.EINVAL,

@@ -159,6 +159,19 @@ class ThinMetadata:
         self._check()
         return self.pool.trees.bottom.highest(self.root)
 
+    def end_of(self, count: int) -> int | None:
+        """The block before which the first ``count`` mapped blocks lie; None when there are hardly more of them, or
+        when another device has the very same ones."""
+        self._check()
+        if self.mapped_blocks <= count or self.pool.shared_node(self.root):
+            return None
+        seen = 0
+        for leaf, start, stop in self.pool.trees.bottom.pieces(self.root):
+            seen += stop - start
+            if seen >= count:
+                return leaf.keys[stop - 1] + 1
+        return None
+
     def exclusive(self, vblock: int) -> bool:
         """Whether this device alone reaches the block's data, now and in the last durable state.
 

@@ -20,6 +20,7 @@ from userdm.storage import Storage
 from userdm.storage.keep import Keep, NoKeep
 from userdm.thin.commit import GroupCommit
 from userdm.thin.features import Features
+from userdm.thin.messages import Messages
 from userdm.thin.modes import Mode, Modes
 from userdm.thin.reclaim import Reclaim, Runs
 from userdm.thin.replay import open_metadata
@@ -71,6 +72,7 @@ class Pool:
         self.features = Features()
         self.water = LowWater(self.metadata, self.modes)
         self.volumes: dict[int, Volume] = {}
+        self.messages = Messages(self)
         self.gate: Gate | None = Gate()
         """Closed while the pool device is suspended; every volume's requests wait for it."""
         self._commits = GroupCommit(self._commit)
@@ -178,6 +180,7 @@ class Pool:
     def open_volume(self, dev_id: int) -> Volume:
         """ENODATA for an id that the pool does not have. Each call wants its close_volume."""
         with self.lock:
+            self.messages.check_present(dev_id)
             volume = self.volumes.get(dev_id)
             if volume is None:
                 volume = self.volumes[dev_id] = Volume(self, self.metadata.open_thin(dev_id))
@@ -190,82 +193,6 @@ class Pool:
             if volume.users == 0:
                 del self.volumes[volume.metadata.dev_id]
                 self.metadata.close_thin(volume.metadata.dev_id)
-
-    # messages
-
-    def create_thin(self, dev_id: int) -> None:
-        with self.lock:
-            self._check_message()
-            self.metadata.create_thin(dev_id)
-            self.changed()
-        self.commit()
-
-    def create_snap(self, dev_id: int, origin: int, *, force: bool = False) -> None:
-        """A snapshot of ``origin``; active and not suspended, it is frozen for the moment that it takes.
-
-        EBUSY, unless forced, when somebody has it open who cannot be frozen.
-        """
-        with self.lock:
-            volume = self.volumes.get(origin)
-            hosts = volume.active() if volume is not None else []
-        thaws: list[Callable[[], None]] = []
-        if not force:
-            holders = [text for host in hosts for text in host.writers()]
-            if holders:
-                raise OSError(
-                    errno.EBUSY,
-                    f"thin {origin} is open for writing by {', '.join(holders)} and cannot be frozen: close or unmount "
-                    "it first, suspend it, or force the message",
-                )
-        try:
-            for host in hosts:
-                thaws.append(host.freeze())
-            with self.lock:
-                self._check_message()
-                volume = self.volumes.get(origin)  # it may have been activated since
-                if volume is not None:
-                    volume.quiesce()
-                self.metadata.create_snap(dev_id, origin)
-                self.changed()
-            self.commit()
-        finally:
-            for thaw in reversed(thaws):
-                thaw()
-
-    def delete(self, dev_id: int) -> None:
-        with self.lock:
-            self._check_message()
-            if dev_id in self.volumes:
-                raise OSError(errno.EBUSY, f"thin {dev_id} is active")
-            self.metadata.delete(dev_id)
-            self.changed()
-        self.commit()
-
-    def set_transaction_id(self, old: int, new: int) -> None:
-        with self.lock:
-            self._check_message()
-            self.metadata.set_transaction_id(old, new)
-            self.changed()
-        self.commit()
-
-    def reserve_metadata_snap(self) -> None:
-        self.commit()
-        with self.lock:
-            self._check_message()
-            self.metadata.reserve_metadata_snap()
-            self.changed()
-        self.commit()
-
-    def release_metadata_snap(self) -> None:
-        with self.lock:
-            self._check_message()
-            self.metadata.release_metadata_snap()
-            self.changed()
-        self.commit()
-
-    def _check_message(self) -> None:
-        if self.readonly:
-            raise OSError(errno.EOPNOTSUPP, "unable to service pool target messages in READ_ONLY or FAIL mode")
 
     # space
 

@@ -2,7 +2,8 @@
 
 A change copies blocks, each at most once in a transaction, and adds some; so does the commit, for what is kept in
 memory until then. Where there is plenty, that is the end of it; otherwise both are bounded by what the change can
-touch. A part of the device, the kernel's metadata reserve, is left to the commit and to changes that free something.
+touch. A part of the device is the kernel's metadata reserve: a change that finds nothing else free does not begin,
+unless it frees something; one that begins before may go into it.
 """
 
 from __future__ import annotations
@@ -90,10 +91,8 @@ class Room:
         pool = self._pool
         bitmaps = min(inc + dec, -(-pool.nr_data_blocks // ENTRIES))
         kept = self._commit(inc, dec, bitmaps, devices)
-        if not freeing:
-            kept = max(kept, self.reserve)
         need = min(copies + bitmaps, pool.space.nr_copied_at_most) + growth
-        if pool.space.nr_free < need + kept:
+        if pool.space.nr_free < need + kept or (pool.free_metadata_blocks == 0 and not freeing):
             raise OSError(
                 errno.ENOSPC,
                 f"no room for the metadata: {pool.space.nr_free} of {pool.space.nr_blocks} blocks are free, "

@@ -250,8 +250,9 @@ class _Request:
 
     def _exclusive(self, vblock: int) -> bool:
         """Whether a shared block may be written in place: it is ours alone, and no reader of another volume that was
-        sent to it before is still on the way."""
-        return not self.pool.settling and self.volume.metadata.exclusive(vblock)
+        sent to it before is still on the way. The kernel does not look; nor do we where it would refuse the write."""
+        pool = self.pool
+        return pool.mode is Mode.WRITE and not pool.settling and self.volume.metadata.exclusive(vblock)
 
     def _reserve(self, wanted: int, low: int) -> tuple[int, int] | None:
         """Blocks for new homes; without any, the answer from byte ``low`` on is to wait or to fail."""
