@@ -175,6 +175,7 @@ def test_full_pool_with_errors(make_pool: MakePool) -> None:
     assert get(base, 0, 6 * BLOCK) == b"a" * 4 * BLOCK + bytes(2 * BLOCK)
     put(base, 0, b"c" * BLOCK)
     trim(base, 0, BLOCK)
+    assert " rw " in pool.status(), "the commit brings the block back"
     put(base, 5 * BLOCK, b"b")
     assert get(base, 5 * BLOCK, 1) == b"b"
 

@@ -13,9 +13,16 @@ Messages: create_thin ID; create_snap ID ORIGIN; delete ID; set_transaction_id O
 release_metadata_snap. Each is committed before it returns. A create_snap of an active origin freezes its file systems
 for that moment.
 
+Without a free data block the pool is out of data space: what needs none goes on, other writes wait until the device
+has been made larger, or something was discarded or deleted. After 60 seconds they get ENOSPC, with error_if_no_space at
+once. The daemon's environment variable USERDM_NO_SPACE_TIMEOUT says other seconds, 0 for ever. Without room for
+metadata the pool is read-only until its metadata device is larger and it is resumed. When the metadata cannot be
+written, it is read-only and needs thin_check --clear-needs-check-flag; when they cannot even be read, everything fails.
+Each change of mode is an event, and so is each low water mark that is reached.
+
 Status: <transaction id> <used>/<total metadata blocks> <used>/<total data blocks> <held metadata root or ->
 <ro|rw|out_of_data_space> <discard_passdown|no_discard_passdown|ignore_discard>
-<error_if_no_space|queue_if_no_space> <needs_check or -> <metadata low water mark>
+<error_if_no_space|queue_if_no_space> <needs_check or -> <metadata low water mark>; or just Fail
 
 I/O to the pool device itself goes to the data device.
 Kernel document: Documentation/admin-guide/device-mapper/thin-provisioning.rst.

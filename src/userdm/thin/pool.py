@@ -163,6 +163,8 @@ class Pool:
 
     def _out_of_space(self) -> Gate | None:
         """No data block is to be had: what the writer waits for, or None when it gets ENOSPC."""
+        if self.mode is Mode.OUT_OF_DATA_SPACE:
+            return None if self.modes.error_if_no_space else self.modes.space_gate
         if self._reclaim:
             return self._reclaim.last_gate
         if self._committing or self._changed_at is not None:
@@ -170,9 +172,8 @@ class Pool:
             self._hurry = True
             self._wake()
             return self._freed_gate
-        if self.mode is Mode.WRITE:
-            self.modes.set(Mode.OUT_OF_DATA_SPACE)
-            self._wake()
+        self.modes.set(Mode.OUT_OF_DATA_SPACE)
+        self._wake()
         return None if self.modes.error_if_no_space else self.modes.space_gate
 
     # volumes
@@ -397,7 +398,9 @@ class Pool:
             self._work.notify()
         self._worker.join()
         try:
-            if self.metadata.failed is not None:
+            if self.mode is Mode.FAIL:
+                pass  # nobody knows what is on disk
+            elif self.metadata.failed is not None:
                 with suppress(OSError):
                     mark_needs_check(self.metadata_storage)
             elif not self.metadata.readonly:
