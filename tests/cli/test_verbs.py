@@ -148,7 +148,7 @@ def test_daemon_verbs(daemon: Daemon) -> None:
     assert daemon.control.ping() == pid
     assert f"Mapper folder:     {daemon.nodes}\n" in daemon.userdm("daemon", "status").stdout
     assert f"pid {pid}" in daemon.userdm("daemon", "log").stdout
-    assert "must be start, stop, status, log" in daemon.userdm("daemon", "bogus", code=1).stderr
+    assert "must be start, stop, status, upgrade, log" in daemon.userdm("daemon", "bogus", code=1).stderr
 
 
 def installed(name: str) -> Path:

@@ -79,12 +79,13 @@ def test_starts_on_first_use_and_lets_go_of_its_starter(daemon: Daemon) -> None:
     assert daemon.userdm("ls").stdout == "No devices found\n"
     pid = daemon.control.ping()
     assert f"Process:           {pid}\n" in daemon.userdm("daemon", "status").stdout
-    folder = Path(f"/proc/{pid}/fd")
-    links = {int(entry.name): str(entry.readlink()) for entry in folder.iterdir()}
-    assert links[0] == "/dev/null"
-    assert links[1] == links[2] == str(daemon.run / "log")
-    assert str(Path(f"/proc/{pid}/cwd").readlink()) == "/"
-    assert os.getsid(pid) == pid
+    for each in (pid, daemon.worker_pid):
+        folder = Path(f"/proc/{each}/fd")
+        links = {int(entry.name): str(entry.readlink()) for entry in folder.iterdir()}
+        assert links[0] == "/dev/null"
+        assert links[1] == links[2] == ("/dev/null" if each != daemon.worker_pid else str(daemon.run / "log"))
+        assert str(Path(f"/proc/{each}/cwd").readlink()) == "/"
+        assert os.getsid(each) == pid
 
 
 def test_many_first_uses_at_once_make_one_daemon(daemon: Daemon) -> None:
@@ -190,7 +191,7 @@ def test_sigterm_with_a_device_in_use_goes_on_serving(daemon: Daemon) -> None:
 def test_a_hung_daemon_is_reported_within_seconds_and_can_be_cleared(daemon: Daemon) -> None:
     daemon.userdm("create", "a", "--table", "0 2048 zero")
     pid = daemon.control.ping()
-    os.kill(pid, signal.SIGSTOP)
+    os.kill(daemon.worker_pid, signal.SIGSTOP)
     began = time.monotonic()
     for words in (["info", str(daemon.nodes / "a")], ["daemon", "status"]):
         said = daemon.userdm(*words, code=1).stderr
@@ -220,11 +221,12 @@ def test_a_daemon_that_hangs_while_a_command_runs(daemon: Daemon) -> None:
     time.sleep(PATIENCE + 0.5)
     # slow is not hung
     assert thread.is_alive()
-    os.kill(pid, signal.SIGSTOP)
+    worker = daemon.worker_pid
+    os.kill(worker, signal.SIGSTOP)
     thread.join(3 * PATIENCE)
     assert isinstance(caught[0], HungDaemon)
     assert caught[0].pid == pid
-    os.kill(pid, signal.SIGCONT)
+    os.kill(worker, signal.SIGCONT)
 
 
 def test_a_daemon_that_dies_while_a_command_runs(daemon: Daemon) -> None:
@@ -240,7 +242,7 @@ def test_a_daemon_that_dies_while_a_command_runs(daemon: Daemon) -> None:
 
 def test_what_a_hung_daemon_never_heard_is_not_done_later(daemon: Daemon) -> None:
     daemon.userdm("create", "a", "--table", "0 2048 zero")
-    pid = daemon.control.ping()
+    pid = daemon.worker_pid
     os.kill(pid, signal.SIGSTOP)
     daemon.userdm("remove", "a", code=1)
     os.kill(pid, signal.SIGCONT)
@@ -298,7 +300,7 @@ def test_a_daemon_that_cannot_start_says_why(daemon: Daemon) -> None:
 
 def test_a_waiting_client_that_dies_leaves_no_thread(daemon: Daemon) -> None:
     daemon.userdm("create", "a", "--table", "0 8 zero")
-    pid = daemon.control.ping()
+    pid = daemon.worker_pid
 
     def threads() -> int:
         return len(list(Path(f"/proc/{pid}/task").iterdir()))

@@ -16,7 +16,7 @@ from pathlib import Path
 from support.check import check_file
 from userdm.api.control import Control
 from userdm.api.errors import DaemonError
-from userdm.api.start import lock_holder
+from userdm.api.start import lock_holder, wait_unlocked
 from userdm.export import mountinfo
 
 MAGIC_AT = 32
@@ -107,12 +107,29 @@ class Daemon:
                     raise AssertionError(f"the daemon does not start:\n{self.log()}") from None
             time.sleep(0.02)
 
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves; without root the daemon itself. Waits while there is none."""
+        end = time.monotonic() + SECONDS
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return int((self.run / "worker").read_text())
+            assert time.monotonic() < end, f"no worker serves:\n{self.log()}"
+            time.sleep(0.02)
+
+    def kill_worker(self) -> int:
+        """kill -9 of the process that serves, as a crash would; its pid. Another one takes over."""
+        pid = self.worker_pid
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     def kill(self) -> None:
-        """kill -9, as a crash would, and wait for its end."""
+        """kill -9 of everything, as a crash would, and wait for its end."""
         pid = lock_holder(str(self.run))
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         self.wait_for_end(pid)
+        assert wait_unlocked(str(self.run), SECONDS), "the worker does not end"
 
     def wait_for_end(self, pid: int) -> None:
         if self._foreground is not None and self._foreground.pid == pid:
@@ -141,7 +158,7 @@ class Daemon:
         if self._foreground is not None:
             self._foreground.wait(SECONDS)
         left = [str(path) for folder in (self.nodes, self.run / "loop") if folder.exists() for path in folder.iterdir()]
-        left += [name for name in ("control", "pid") if (self.run / name).exists()]
+        left += [name for name in ("control", "pid", "worker") if (self.run / name).exists()]
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         left += [line for line in mounts if str(self.base) in line]
         assert not left, f"left behind: {left}\n{self.log()}"

@@ -19,9 +19,9 @@ This module imports almost nothing on purpose: a verb of the command line costs 
 from __future__ import annotations
 
 import os
-import time
 from _socket import AF_UNIX, MSG_PEEK, SOCK_STREAM, socket
 from errno import EACCES, ECONNREFUSED, ECONNRESET, ENOENT, ENOTDIR, ENXIO, EPROTO, ETIMEDOUT
+from time import monotonic, sleep
 
 from userdm.abi import dm_ioctl as dm
 from userdm.abi import frames, runtime
@@ -37,15 +37,31 @@ if TYPE_CHECKING:
 
     Version = tuple[int, int, int]
     Record = tuple[int, int, str, str]
+    Reply = tuple[int, bytes, str]
     Which = Union[str, "Device"]
 
 PATIENCE = 3.0
 """Seconds that a daemon may take to say hello; also how long an answer is waited for before it is asked again
 whether it lives at all."""
+RESTART_SECONDS = 60.0
+"""How long the next worker of a daemon may take until it serves."""
 _BUFFER = 16 << 10
 WE_MAKE_NO_NODES = 0x20 << 16
 """In the event number of resume, remove and rename, where libdevmapper has its udev flags: the caller does not
 touch the nodes, so the daemon moves them before it answers."""
+_LOOKS = frozenset(
+    {
+        dm.DM_VERSION,
+        dm.DM_LIST_DEVICES,
+        dm.DM_DEV_STATUS,
+        dm.DM_DEV_WAIT,
+        dm.DM_TABLE_DEPS,
+        dm.DM_TABLE_STATUS,
+        dm.DM_LIST_VERSIONS,
+        dm.DM_GET_TARGET_VERSION,
+    }
+)
+"""Commands that change nothing, and may be asked twice."""
 
 
 class Device:
@@ -113,15 +129,41 @@ class Control:
     # ---- the connection ---------------------------------------------------------------------------------------
 
     def connect(self) -> socket:
-        """A connection whose server said hello. NoDaemon, HungDaemon, or DaemonError when it refuses us."""
+        """A connection whose server said hello. NoDaemon, HungDaemon, or DaemonError when it refuses us.
+
+        While a worker is replaced by the next one, connections wait in the keeper's socket, and so do we.
+        """
+        end = monotonic() + RESTART_SECONDS
+        while True:
+            worker = self._worker()
+            try:
+                return self._connect_once()
+            except HungDaemon:
+                # one that does not answer, and not one that is just about to
+                if (worker and worker == self._worker()) or monotonic() > end:
+                    raise
+            except ConnectionError:
+                if monotonic() > end:
+                    raise NoDaemon(ENOENT, f"the daemon of {self.runtime_dir} has just ended") from None
+            sleep(0.02)
+
+    def _worker(self) -> bytes:
+        """Which worker serves; empty while none does."""
+        try:
+            with open(f"{self.runtime_dir}/{runtime.WORKER}", "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def _connect_once(self) -> socket:
         sock = socket(AF_UNIX, SOCK_STREAM)
         try:
             sock.settimeout(PATIENCE)
             try:
                 self._connect(sock)
-            except TimeoutError:
-                raise self._hung(0) from None
             except OSError as error:
+                if isinstance(error, TimeoutError):
+                    raise self._hung(0) from None
                 if error.errno not in (ENOENT, ENOTDIR, ECONNREFUSED):
                     raise DaemonError(error.errno, f"{self.runtime_dir}/{runtime.CONTROL}: {error.strerror}") from None
                 raise NoDaemon(ENOENT, f"no daemon runs for {self.runtime_dir}") from None
@@ -133,8 +175,6 @@ class Control:
                 refusal = frames.receive_greeting(sock)
             except TimeoutError:
                 raise self._hung(pid) from None
-            except ConnectionError:
-                raise NoDaemon(ENOENT, f"the daemon of {self.runtime_dir} has just ended") from None
             if refusal:
                 raise DaemonError(refusal, f"the daemon of {self.runtime_dir}, pid {pid}, refuses uid {os.geteuid()}")
         except BaseException:
@@ -144,14 +184,14 @@ class Control:
 
     def _connect(self, sock: socket) -> None:
         """A daemon before whose door too many wait is tried again: with a timeout connect(2) does not wait itself."""
-        end = time.monotonic() + PATIENCE
+        end = monotonic() + PATIENCE
         while True:
             try:
                 return frames.connect(sock, f"{self.runtime_dir}/{runtime.CONTROL}")
             except BlockingIOError:
-                if time.monotonic() > end:
+                if monotonic() > end:
                     raise TimeoutError from None
-                time.sleep(0.01)
+                sleep(0.01)
 
     def ping(self) -> int:
         """The pid of the daemon, which is alive; errors as `connect`."""
@@ -180,27 +220,46 @@ class Control:
         start_daemon(self.runtime_dir)
         return self.connect()
 
-    def exchange(self, kind: int, nr: int, buffer: bytes, flags: int = 0) -> tuple[int, bytes, str]:
+    def exchange(self, kind: int, nr: int, buffer: bytes, flags: int = 0, *, looks: bool = False) -> Reply:
         """One request and its reply: (errno, buffer, detail).
 
-        A command may take as long as it needs; the daemon may not: while the answer is out, it is pinged.
+        A command may take as long as it needs; the daemon may not: while the answer is out, it is pinged. When the
+        worker that was asked dies, one that only ``looks`` is asked again of the next.
         """
-        sock = self._connect_or_start()
-        try:
-            return self._ask(sock, kind, nr, buffer, flags)
-        finally:
-            sock.close()
+        sock, reply = self._converse(kind, nr, buffer, flags, looks=looks)
+        sock.close()
+        return reply
 
-    def _ask(self, sock: socket, kind: int, nr: int, buffer: bytes, flags: int = 0) -> tuple[int, bytes, str]:
-        try:
-            frames.send_request(sock, kind, nr, buffer, flags=flags)
-            self._wait_readable(sock)
-            return frames.receive_reply(sock)
-        except TimeoutError:
-            raise self._hung(frames.peer(sock)[0]) from None
-        except ConnectionError:
-            text = f"the daemon of {self.runtime_dir} ended before it answered: `userdm daemon log` may say why"
-            raise DaemonError(ECONNRESET, text) from None
+    def _converse(self, kind: int, nr: int, buffer: bytes, flags: int = 0, *, looks: bool) -> tuple[socket, Reply]:
+        """A request, the reply, and the connection on which it came."""
+        sock = self._connect_or_start()
+        while True:
+            heard = False
+            try:
+                frames.send_request(sock, kind, nr, buffer, flags=flags)
+                heard = True
+                self._wait_readable(sock)
+                return sock, frames.receive_reply(sock)
+            except TimeoutError:
+                pid = frames.peer(sock)[0]
+                sock.close()
+                raise self._hung(pid) from None
+            except ConnectionError:
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+            # what was not heard to its end was not begun
+            if heard and not looks:
+                raise self._ended(", so the command may or may not have been done")
+            try:
+                sock = self.connect()
+            except NoDaemon:
+                raise self._ended("") from None
+
+    def _ended(self, doubt: str) -> DaemonError:
+        text = f"the daemon of {self.runtime_dir} ended before it answered{doubt}: `userdm daemon log` may say why"
+        return DaemonError(ECONNRESET, text)
 
     def _wait_readable(self, sock: socket) -> None:
         while True:
@@ -224,7 +283,7 @@ class Control:
         while True:
             header.data_size, header.flags = room, sent
             errno, reply, detail = self.exchange(
-                frames.IOCTL, nr, header.pack() + payload, frames.FORCE if force else 0
+                frames.IOCTL, nr, header.pack() + payload, frames.FORCE if force else 0, looks=nr in _LOOKS
             )
             if errno:
                 raise ControlError(errno, detail)
@@ -237,7 +296,8 @@ class Control:
         """What the kernel's ABI has no command for: see `userdm.daemon.queries`."""
         import json
 
-        errno, reply, detail = self.exchange(frames.QUERY, 0, json.dumps({"verb": verb, **arguments}).encode())
+        request = json.dumps({"verb": verb, **arguments}).encode()
+        errno, reply, detail = self.exchange(frames.QUERY, 0, request, looks=verb == "status")
         if errno:
             raise ControlError(errno, detail)
         try:
@@ -316,14 +376,11 @@ class Control:
         Events are what the kernel wakes poll(2) on its control node for: a device made, removed or renamed, an
         event of a target. What is to be read is of no use: close the socket, look at `names`, arm again.
         """
-        sock = self._connect_or_start()
-        try:
-            errno, _, detail = self._ask(sock, frames.IOCTL, dm.DM_DEV_ARM_POLL, Header(version=dm.VERSION).pack())
-            if errno:
-                raise ControlError(errno, detail)
-        except BaseException:
+        request = Header(version=dm.VERSION).pack()
+        sock, (errno, _, detail) = self._converse(frames.IOCTL, dm.DM_DEV_ARM_POLL, request, looks=True)
+        if errno:
             sock.close()
-            raise
+            raise ControlError(errno, detail)
         return sock
 
     # ---- tables -----------------------------------------------------------------------------------------------

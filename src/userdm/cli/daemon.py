@@ -1,4 +1,4 @@
-"""daemon start, stop, status, log: the process behind the control socket."""
+"""daemon start, stop, status, upgrade, log: the process behind the control socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END_SECONDS = 30.0
 
 
 def daemon(session: Session) -> None:
-    verbs = {"start": _start, "stop": _stop, "status": _status, "log": _log}
+    verbs = {"start": _start, "stop": _stop, "status": _status, "upgrade": _upgrade, "log": _log}
     verb = session.arguments[0]
     if verb not in verbs:
         raise Failed(f"daemon {verb}: must be {', '.join(verbs)}.")
@@ -57,6 +57,7 @@ def _status(session: Session, control: Control) -> None:
     lines = [
         ("Version", status["version"]),
         ("Process", status["pid"]),
+        ("Worker", f"{status['worker']}, replaced {status['replaced']} time{'s' if status['replaced'] != 1 else ''}"),
         ("Since", since),
         ("Runtime folder", status["runtime_dir"]),
         ("Mapper folder", status["mapper_dir"]),
@@ -65,6 +66,15 @@ def _status(session: Session, control: Control) -> None:
     session.write("".join(f"{name + ':':<18} {value}\n" for name, value in lines))
     for name, reason in status["not_brought_back"].items():
         session.write(f"{'Not brought back:':<18} {name}: {reason}\n")
+
+
+def _upgrade(session: Session, control: Control) -> None:
+    """The old worker answers when the new one is loaded; who asks next waits until that one serves."""
+    before = control.query("status")
+    control.query("upgrade")
+    after = control.query("status")
+    session.write(f"{before['version']}, worker {before['worker']}, ")
+    session.write(f"is replaced by {after['version']}, worker {after['worker']}\n")
 
 
 def _log(session: Session, control: Control) -> None:

@@ -12,10 +12,11 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from userdm.abi import frames, runtime
-from userdm.daemon.folders import Lock, check_namespace, choose_mapper_dir, make_runtime_dir
+from userdm.daemon.folders import Lock, check_namespace, choose_mapper_dir, listen, make_runtime_dir
 from userdm.daemon.log import last_lines, open_log
 
 START_SECONDS = 60.0
@@ -55,18 +56,32 @@ def take_lock(runtime_dir: Path) -> Lock | None:
     return lock
 
 
-def serve(runtime_dir: Path, ready: int | None) -> None:
-    """Be the daemon; the lock is held. ``ready``: a descriptor that is told when the socket answers."""
+def serve(runtime_dir: Path, lock: Lock, tell: Callable[[str], None], *, foreground: bool) -> int:
+    """Be the daemon, until its end; the exit code. ``tell`` gets "ready" when the socket answers, or why it does not.
+
+    As root we are the keeper, and what serves is a child. Without root a mount ends with who served it first, so there
+    is nothing that a keeper could keep.
+    """
     from userdm.daemon.harden import harden
-    from userdm.daemon.service import Service
 
     harden()
     os.umask(0o022)
-    service = Service(runtime_dir, choose_mapper_dir(runtime_dir))
-    if ready is not None:
-        os.write(ready, b"ready")
-        os.close(ready)
+    listener = listen(runtime_dir)
+    if os.geteuid() == 0:
+        from userdm.daemon.keeper import Keeper
+
+        os.set_inheritable(lock.fileno(), True)
+        return Keeper(runtime_dir, lock.fileno(), listener, foreground=foreground).run(tell)
+    from userdm.daemon.service import Service
+
+    open_log(runtime_dir, foreground=foreground)
+    for name in (runtime.PID, runtime.WORKER):
+        (runtime_dir / name).write_text(f"{os.getpid()}\n")
+    service = Service(runtime_dir, choose_mapper_dir(runtime_dir), listener)
+    service.start()
+    tell("ready")
     service.run()
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -83,11 +98,10 @@ def main(arguments: list[str]) -> int:
             lock = take_lock(runtime_dir)
             if lock is None:
                 raise OSError(errno.EBUSY, f"a daemon runs for {runtime_dir}")
-            open_log(runtime_dir, foreground=True)
-            serve(runtime_dir, None)
+            code = serve(runtime_dir, lock, tell_terminal, foreground=True)
             # a thread that is held up in a storage must not keep us
             logging.shutdown()
-            os._exit(0)
+            os._exit(code)
         return start_in_background(runtime_dir)
     except OSError as error:
         print(f"userdm.daemon: {describe(error)}", file=sys.stderr)
@@ -97,6 +111,11 @@ def main(arguments: list[str]) -> int:
 def describe(error: OSError) -> str:
     text = error.strerror or str(error)
     return f"{error.filename}: {text}" if error.filename else text
+
+
+def tell_terminal(text: str) -> None:
+    if text != "ready":
+        print(f"userdm.daemon: {text}", file=sys.stderr, flush=True)
 
 
 def clear(runtime_dir: Path) -> int:
@@ -110,7 +129,7 @@ def clear(runtime_dir: Path) -> int:
         exporter = DeviceExporter(runtime_dir, choose_mapper_dir(runtime_dir), as_root=os.geteuid() == 0)
         for line in exporter.clear_stale():
             print(line)
-        for name in (runtime.CONTROL, runtime.PID):
+        for name in (runtime.CONTROL, runtime.PID, runtime.WORKER):
             (runtime_dir / name).unlink(missing_ok=True)
     return 0
 
@@ -132,6 +151,12 @@ def start_in_background(runtime_dir: Path) -> int:
     return 1
 
 
+def tell_pipe(pipe: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever started us has given up
+        os.write(pipe, text.encode(errors="replace"))
+    os.close(pipe)
+
+
 def become_daemon(runtime_dir: Path, ready: int) -> None:
     """In the child: leave the session, the folder and every descriptor of whoever started us. Never returns."""
     status = 1
@@ -149,14 +174,14 @@ def become_daemon(runtime_dir: Path, ready: int) -> None:
         if lock is None:
             os.write(ready, b"ready")
         else:
-            open_log(runtime_dir, foreground=False)
-            serve(runtime_dir, ready)
+            status = serve(runtime_dir, lock, lambda text: tell_pipe(ready, text), foreground=False)
+            os._exit(status)
         status = 0
     except OSError as error:
-        log.exception("start")
         with contextlib.suppress(OSError):
             os.write(ready, describe(error).encode(errors="replace"))
     except BaseException:
+        open_log(runtime_dir, foreground=False)
         log.exception("the daemon ends")
     os._exit(status)
 

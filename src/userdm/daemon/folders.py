@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import stat
 from pathlib import Path
 
-from userdm.abi import dm_ioctl, runtime
+from userdm.abi import dm_ioctl, frames, runtime
 from userdm.abi.dm_ioctl import Header
 
+BACKLOG = 1024
+"""Connections that wait to be accepted, also for as long as there is no worker: scripts start hundreds of commands
+at once."""
 MISC_MAJOR = 10
 _DM_VERSION_IOCTL = 0xC138FD00
 """_IOWR(0xfd, 0, struct dm_ioctl)"""
@@ -107,8 +111,23 @@ class Lock:
             return False
         return True
 
+    def fileno(self) -> int:
+        return self._fd
+
     def close(self) -> None:
         os.close(self._fd)
+
+
+def listen(runtime_dir: Path) -> socket.socket:
+    """The control socket. Whoever calls has the lock: what is there is a dead daemon's."""
+    path = runtime_dir / runtime.CONTROL
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with frames.ShortPath(str(path)) as address:
+        listener.bind(address)
+    path.chmod(0o600)
+    listener.listen(BACKLOG)
+    return listener
 
 
 def check_namespace() -> None:

@@ -24,8 +24,6 @@ from userdm.daemon.ioctls import Ioctls, words
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024
-"""Connections that wait to be accepted: scripts start hundreds of commands at once."""
 REQUEST_SECONDS = 30.0
 """How long a client may take over his request, and over taking our answer."""
 
@@ -33,23 +31,19 @@ Query = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Server:
-    """Listens from its creation on; `accept` takes one connection."""
+    """Serves a listening socket; `accept` takes one connection."""
 
-    def __init__(self, runtime_dir: Path, ioctls: Ioctls, query: Query) -> None:
+    def __init__(self, runtime_dir: Path, listener: socket.socket, ioctls: Ioctls, query: Query) -> None:
         self._path = runtime_dir / runtime.CONTROL
+        self._socket = listener
         self._ioctls = ioctls
         self._query = query
         self._idle = threading.Condition()
         self._busy = 0
         self.ending = False
         """The daemon is about to end: whoever waits for an event is told so."""
-        # we have the lock: what is there was a dead daemon's
-        self._path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with frames.ShortPath(str(self._path)) as address:
-            self._socket.bind(address)
-        self._path.chmod(0o600)
-        self._socket.listen(BACKLOG)
+        self.leaving = False
+        """Another worker takes our place: whoever waits for an event asks that one."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -75,6 +69,10 @@ class Server:
         """Take the socket's name away, so that who comes now finds the next daemon, and wake who waits for an event."""
         self.ending = True
         self._path.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Take no more requests: who connects from now on waits for the next worker."""
+        self.leaving = True
 
     def close(self) -> None:
         """No more connections. For the thread that accepts."""
@@ -122,7 +120,7 @@ class Server:
             caller = Caller(
                 *whereabouts(pid),
                 force=bool(flags & frames.FORCE),
-                gone=lambda: self.ending or hung_up(client),
+                gone=lambda: self.ending or self.leaving or hung_up(client),
             )
             self._answer_ioctl(client, nr, buffer, caller)
 
@@ -133,6 +131,8 @@ class Server:
         events = self._ioctls.events
         seen = events.number
         number, answer, detail = self._ioctls.execute(nr, buffer, caller)
+        if number == errno.EINTR and self.leaving:
+            return  # an answer that does not come is asked for again
         frames.send_reply(client, number, answer, detail)
         if nr == dm.DM_DEV_ARM_POLL and not number:
             events.wait(seen, caller.gone)

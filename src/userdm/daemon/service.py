@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,66 +15,130 @@ from pathlib import Path
 from typing import Any
 
 import userdm
-from userdm.abi import runtime
 from userdm.daemon.holders import holders_of
 from userdm.daemon.ioctls import Ioctls
+from userdm.daemon.link import Link
 from userdm.daemon.server import Server
 from userdm.daemon.state import StateFile
+from userdm.export.block import KEPT, index_in
 from userdm.export.exporter import DeviceExporter
 from userdm.mapper.registry import Mapper
+from userdm.storage.keep import Keep, NoKeep
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 10.0
+RESTORE_SECONDS = 10.0
+"""After that, requests are taken although a device is not back: its storage may be waiting for one of them."""
 
 
 class Service:
-    """One daemon, from taking its folders over to giving them back. The caller holds the runtime folder's lock."""
+    """What serves, from taking the folders over to giving them back. The runtime folder's lock is held.
 
-    def __init__(self, runtime_dir: Path, mapper_dir: Path) -> None:
+    ``link`` leads to the keeper; None where there is none.
+    """
+
+    def __init__(
+        self, runtime_dir: Path, mapper_dir: Path, listener: socket.socket, link: Link | None = None, replaced: int = 0
+    ) -> None:
         self._runtime_dir = runtime_dir
         self._mapper_dir = mapper_dir
+        self._link = link
+        self._replaced = replaced
         self._since = time.time()
         self._stop_lock = threading.Lock()
         self._finished = threading.Event()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        (runtime_dir / runtime.PID).write_text(f"{os.getpid()}\n")
-        self._exporter = DeviceExporter(runtime_dir, mapper_dir, as_root=os.geteuid() == 0)
-        for line in self._exporter.clear_stale():
-            log.info("%s", line)
-        mapper_dir.mkdir(parents=True, exist_ok=True)
-        self._mapper = Mapper(self._exporter, mapper_dir)
-        self._mapper.changed = self._save
+        keep: Keep = link or NoKeep()
+        self._exporter = DeviceExporter(runtime_dir, mapper_dir, as_root=os.geteuid() == 0, keep=keep)
+        self._mapper = Mapper(self._exporter, mapper_dir, keep)
         self._state = StateFile(runtime_dir, self._mapper)
-        self._lost = self._state.restore()
-        self._server = Server(runtime_dir, Ioctls(self._mapper, self._save), self._query)
+        self._lost: dict[str, str] = {}
+        self._event = threading.Event()
+        self._server = Server(runtime_dir, listener, Ioctls(self._mapper, self._save), self._query)
+
+    # ---- the start ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring the devices back. Returns when requests can be taken; OSError when that cannot be."""
+        self._mapper_dir.mkdir(parents=True, exist_ok=True)
+        failures: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                self._restore()
+            except BaseException as error:
+                failures.append(error)
+                log.exception("restore")
+
+        # not in the main thread, which must be able to die at any moment, and goes on when a storage does not answer
+        thread = threading.Thread(target=body, name="restore", daemon=True)
+        thread.start()
+        thread.join(RESTORE_SECONDS)
+        if failures:
+            raise failures[0]
+        if thread.is_alive():
+            log.warning("what is not back after %.0f s comes when it can", RESTORE_SECONDS)
+        self._mapper.changed = self._save
+        self._mapper.events.heard = self._event.set
+        threading.Thread(target=self._save_events, name="state", daemon=True).start()
         log.info(
             "userdm %s, pid %d, runtime folder %s, mapper folder %s, %d devices",
             userdm.__version__,
             os.getpid(),
-            runtime_dir,
-            mapper_dir,
+            self._runtime_dir,
+            self._mapper_dir,
             len(self._mapper.devices()),
         )
 
+    def _restore(self) -> None:
+        link = self._link
+        spared = set() if link is None else {index_in(link.note(key)) for key in link.left(KEPT)}
+        self._clear_stale(spared)
+        self._lost = self._state.restore()
+        if link is not None:
+            link.predecessors.wait_gone()
+            self._mapper.recover()
+            left = link.left()
+            for key in left:
+                log.info("%s was kept, and nothing needs it any more", key)
+                link.let_go(key)
+            if any(key.startswith(KEPT) for key in left):
+                self._clear_stale(set())
+        # what waited for an opener that has gone meanwhile need not wait any longer
+        self._mapper.reap_soon()
+
+    def _clear_stale(self, spared: set[int]) -> None:
+        for line in self._exporter.clear_stale(spared):
+            log.info("%s", line)
+
+    def _save_events(self) -> None:
+        """An event is told to whoever waits for it; the next worker must not tell it again, nor miss it."""
+        while True:
+            self._event.wait()
+            self._event.clear()
+            self._save()
+
     def run(self) -> None:
-        """Serve until a stop. Returns with everything closed."""
+        """Serve until a stop, or until another worker takes over. Returns with everything closed or handed on."""
         signal.set_wakeup_fd(self._wake_write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         poll = select.poll()
         poll.register(self._server, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        while not self._server.ending:
+        while not (self._server.ending or self._server.leaving):
             for fd, _ in poll.poll():
                 if fd == self._wake_read:
                     self._signalled(os.read(self._wake_read, 64))
-                else:
+                elif not self._server.leaving:
                     self._server.accept()
         self._server.close()
         self._finished.wait()
         # whoever asked us to stop gets his answer
         self._server.wait_idle(DRAIN_SECONDS)
+        if self._link is not None and not self._server.leaving:
+            self._link.bye()
 
     def _signalled(self, numbers: bytes) -> None:
         if not {signal.SIGTERM, signal.SIGINT} & set(numbers):
@@ -146,6 +211,26 @@ class Service:
             _try(top.name, top.destroy)
             left.remove(top)
 
+    def upgrade(self) -> int:
+        """Have another worker take over, with the code that is installed now; returns our pid. OSError, and nothing
+        has changed, when that one does not start."""
+        if self._link is None:
+            raise OSError(errno.EOPNOTSUPP, "without root nothing outlives the daemon: stop it, and start it again")
+        self._link.prepare_successor()
+        with self._stop_lock:
+            if self._server.ending:
+                raise OSError(errno.ESHUTDOWN, "the daemon is ending already")
+            self._server.leave()
+            self._link.leave()
+            os.write(self._wake_write, b"\0")
+            # the one that asks us is a request as well
+            if not self._server.wait_idle(DRAIN_SECONDS, except_for=1):
+                log.warning("a request is still under way after %.0f s: it is cut off", DRAIN_SECONDS)
+            self._commit()
+            log.info("worker %d leaves", os.getpid())
+        self._finished.set()
+        return os.getpid()
+
     # ---- queries ----------------------------------------------------------------------------------------------
 
     def _query(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -154,18 +239,27 @@ class Service:
             return self._status()
         if verb == "stop":
             return {"devices": self.stop(force=request.get("force") is True)}
-        raise OSError(errno.EINVAL, f"query {verb!r}: must be status or stop")
+        if verb == "upgrade":
+            return {"worker": self.upgrade()}
+        raise OSError(errno.EINVAL, f"query {verb!r}: must be status, stop or upgrade")
 
     def _status(self) -> dict[str, Any]:
         return {
             "version": userdm.__version__,
-            "pid": os.getpid(),
+            "pid": os.getpid() if self._link is None else os.getppid(),
+            "worker": os.getpid(),
+            "replaced": self._replaced,
             "since": self._since,
             "runtime_dir": str(self._runtime_dir),
             "mapper_dir": str(self._mapper_dir),
             "devices": len(self._mapper.devices()),
             "not_brought_back": self._lost,
         }
+
+
+def describe(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def _try(what: str, act: Callable[[], None]) -> None:

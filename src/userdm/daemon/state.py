@@ -37,6 +37,8 @@ class StateFile:
         self._mapper = mapper
         self._lock = threading.Lock()
         self._closed = False
+        self._waiting: dict[str, dict[str, Any]] = {}
+        """By name, what `restore` has yet to bring back."""
 
     def save(self) -> None:
         """Write what is there now. Reads devices without their locks: one that hangs holds up nobody."""
@@ -44,7 +46,12 @@ class StateFile:
             # whoever comes second writes what the first has changed as well
             if self._closed:
                 return
-            devices = [_device(device) for device in self._mapper.devices() if not device.removed]
+            devices = list(self._waiting.values())
+            devices += [
+                _device(device)
+                for device in self._mapper.devices()
+                if not device.removed and device.name not in self._waiting
+            ]
             state = {"version": VERSION, "boot_id": boot_id(), "devices": devices}
             fresh = self._path.with_suffix(".new")
             fresh.unlink(missing_ok=True)
@@ -83,28 +90,59 @@ class StateFile:
     def restore(self) -> dict[str, str]:
         """Bring the devices back, those below before those above. Returns who did not come back, and why.
 
-        The file keeps saying what it said until this is over: a daemon that dies meanwhile loses nothing.
+        The file goes on saying what it said of a device until that is back: a daemon that dies meanwhile loses nothing.
         """
-        waiting = self.read()
+        ahead = _in_order(self.read())
+        with self._lock:
+            self._waiting = {saved["name"]: saved for saved in ahead}
         lost: dict[str, str] = {}
-        progress = True
-        while waiting and progress:
-            progress = False
-            for saved in list(waiting):
-                try:
-                    _bring_back(self._mapper, saved)
-                except Exception as error:  # whatever one device's target does, the others come back
-                    lost[saved["name"]] = getattr(error, "strerror", None) or repr(error)
-                else:
-                    lost.pop(saved["name"], None)
-                    waiting.remove(saved)
-                    progress = True
-        for saved in waiting:
-            log.error("%s is not brought back: %s; it was %s", saved["name"], lost[saved["name"]], _for_the_log(saved))
+        for saved in ahead:
+            try:
+                _bring_back(self._mapper, saved)
+            except Exception as error:  # whatever one device's target does, the others come back
+                lost[saved["name"]] = reason = getattr(error, "strerror", None) or repr(error)
+                log.error("%s is not brought back: %s; it was %s", saved["name"], reason, _for_the_log(saved))
+            with self._lock:
+                del self._waiting[saved["name"]]
         self.save()
-        # what waited for an opener that has gone with the old daemon need not wait any longer
-        self._mapper.reap_soon()
         return lost
+
+
+def _in_order(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those below before those above; and last those whose storage lies on a file system on one of the others, which
+    may have to be served before that storage can be read."""
+    by_name: dict[str, dict[str, Any]] = {saved["name"]: saved for saved in devices}
+    by_minor = {saved["minor"]: saved["name"] for saved in devices}
+    order: list[dict[str, Any]] = []
+    last: list[dict[str, Any]] = []
+    depends: dict[str, bool] = {}
+    """By name, whether it, or something that it stands on, is one of the last."""
+
+    def visit(name: str) -> bool:
+        if name not in by_name:
+            return False
+        if name not in depends:
+            depends[name] = False
+            saved = by_name[name]
+            tables = [table for table in (saved["live"], saved["inactive"]) if table is not None]
+            for table in tables:
+                for reference in table["references"]:
+                    below = [by_minor[minor] for minor in _minors(reference) if minor in by_minor]
+                    for other in below:
+                        visit(other)
+                    above = isinstance(reference.get("name"), str) and visit(reference["name"])
+                    depends[name] = depends[name] or bool(below) or above
+            (last if depends[name] else order).append(saved)
+        return depends[name]
+
+    for saved in devices:
+        visit(saved["name"])
+    return order + last
+
+
+def _minors(reference: dict[str, Any]) -> list[int]:
+    found = reference.get("below")
+    return [minor for minor in found if isinstance(minor, int)] if isinstance(found, list) else []
 
 
 def _device(device: MappedDevice) -> dict[str, Any]:
@@ -112,7 +150,7 @@ def _device(device: MappedDevice) -> dict[str, Any]:
         "name": device.name,
         "uuid": device.uuid,
         "minor": device.devno[1],
-        "suspended": device.suspended,
+        "suspended": device.asleep,
         "deferred_remove": device.deferred_remove,
         "event_nr": device.event_nr,
         "geometry": device.geometry,
@@ -173,10 +211,12 @@ def _bring_back(mapper: Mapper, saved: dict[str, Any]) -> None:
             mapper.resume(device)
         if saved["suspended"]:
             mapper.suspend(device, flush=False, lockfs=False)
+        # a removal that waits for the last close must be there when that is answered
+        _set_counters(device, saved)
+        device.export.serve()
     except BaseException:
-        mapper.remove(device)
+        mapper.give_up(device)
         raise
-    _set_counters(device, saved)
     if saved["inactive"] is not None:
         try:
             _load(mapper, device, saved["inactive"])

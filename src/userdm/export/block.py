@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import threading
@@ -18,16 +19,28 @@ from userdm.export.holders import count_openers
 from userdm.export.loop import PATIENCE, LoopDevice
 from userdm.export.nodes import Nodes
 from userdm.export.records import Record, Records, diskseq
+from userdm.storage.keep import Keep, Kept
 
 log = logging.getLogger(__name__)
 OWNER = (0, 0)
 CLIENT_SECONDS = 1.0
 """How long a client that renames nodes itself may take over it."""
 PARKED_SECONDS = 0.2
+KEPT = "export:"
+"""What a key begins with; the minor number follows."""
+
+
+def index_in(note: str) -> int:
+    """The loop device's index in the note of what is kept."""
+    return int(json.loads(note)["index"])
 
 
 class BlockExport:
-    """Implements mapper.hooks.Export."""
+    """Implements mapper.hooks.Export.
+
+    The FUSE connection and its mount are kept for who comes after us, from the moment on when the device is there and
+    as long as it is: before and after that, our death ends the connection, and what is left is cleared by its record.
+    """
 
     def __init__(
         self,
@@ -38,11 +51,14 @@ class BlockExport:
         tag: str,
         nodes: Nodes,
         records: Records,
+        keep: Keep,
         gone: Callable[[BlockExport], None],
     ) -> None:
         self._nodes = nodes
         self._records = records
+        self._keep = keep
         self._gone = gone
+        self._tag = f"{tag}{name}"
         self._names_lock = threading.RLock()
         self._name: str | None = None
         self._uuid = ""
@@ -51,29 +67,108 @@ class BlockExport:
         self._backend = backend
         self._limits: tuple[int, int, bool] | None = None
         """Logical block, discard granularity, discards or not: as the driver was last told."""
-        self._loop = LoopDevice.reserve(minor)
-        self.devno = self._loop.devno
-        self.node = Path(self._loop.node)
         self._connection: Connection | None = None
         self._mount = -1
+        self._whole = True
+        """Served, and its loop device as it must be: not so between `_adopt` and `recover`."""
+        self._shown: tuple[str, bool | None] | None = None
+        kept = keep.take(f"{KEPT}{minor}") if minor is not None else None
+        if kept is None:
+            self._make(minor)
+        else:
+            self._adopt(kept, minor)
+
+    def _make(self, minor: int | None) -> None:
+        self._loop = LoopDevice.reserve(minor)
+        self._number_it()
         try:
             fuse = os.open(mount.DEV_FUSE, os.O_RDWR | os.O_CLOEXEC)
-            self._connection = Connection(fuse, backend, self.devno, OWNER)
-            self._mount = mount.mount_detached(fuse, OWNER, f"{tag}{name}")
-            self._connection.start()
+            self._connection = Connection(fuse, self._backend, self.devno, OWNER)
+            self._mount = mount.mount_detached(fuse, OWNER, self._tag)
+            # before anybody waits for us: whoever clears up when we die must be able to free him
             self._number = mount.connection_of(self._mount)
             self._records.write(Record(self._loop.index, self._number, 0))
-            file = mount.open_in(self._mount, os.O_RDWR | os.O_DIRECT)
-            try:
-                self._loop.bind(file, f"{tag}{name}")
-            finally:
-                os.close(file)
-            self._records.write(Record(self._loop.index, self._number, diskseq(self._loop.index)))
+            self._connection.start()
+            self._bind()
+            if self._keep.lasting and self._connection.file.resend:
+                self._keep.put(self._key, [fuse, self._mount], self._note())
         except BaseException:
             with contextlib.suppress(OSError):
                 self._loop.unbind()
             self._take_down()
             raise
+
+    def _number_it(self) -> None:
+        self.devno = self._loop.devno
+        self.node = Path(self._loop.node)
+        self._key = f"{KEPT}{self.devno[1]}"
+
+    def _bind(self) -> None:
+        file = mount.open_in(self._mount, os.O_RDWR | os.O_DIRECT)
+        try:
+            self._loop.bind(file, self._tag)
+        finally:
+            os.close(file)
+        self._records.write(Record(self._loop.index, self._number, diskseq(self._loop.index)))
+
+    @property
+    def index(self) -> int:
+        return self._loop.index
+
+    def _note(self) -> str:
+        assert self._connection is not None
+        note = {"index": self.index, "connection": self._number, "max_write": self._connection.max_write}
+        return json.dumps(note)
+
+    # ---- what a process before us had -----------------------------------------------------------------------------
+
+    def _adopt(self, kept: Kept, minor: int | None) -> None:
+        """Nothing here asks for an answer on the device: nobody gives one before `serve`."""
+        note = json.loads(kept.note)
+        fuse, self._mount = kept.fds
+        self._number = note["connection"]
+        try:
+            self._loop = LoopDevice.adopt(note["index"])
+        except OSError:
+            mount.abort(self._number)
+            self._keep.drop(f"{KEPT}{minor}")
+            for fd in kept.fds:
+                os.close(fd)
+            raise
+        self._number_it()
+        self._connection = Connection(fuse, self._backend, self.devno, OWNER, max_write=note["max_write"])
+        self._whole = False
+
+    def serve(self) -> None:
+        if not self._whole:
+            assert self._connection is not None
+            self._connection.resend()
+            self._connection.start()
+
+    def recover(self, later: Callable[[], None] | None = None) -> None:
+        if self._whole:
+            return
+        assert self._connection is not None
+        self._whole = True
+        self._connection.file.closed = later
+        if not self._loop.bound:
+            if later is not None:
+                return  # its last close has come
+            log.warning("%s: was about to be taken away, and is bound again", self.node)
+            self._bind()
+        elif later is None:
+            self._loop.stay()
+        backend = self._backend
+        if self._loop.has_size():
+            self._limits = (self._loop.block_size, backend.granularity, backend.discards)
+        if self._shown is not None:
+            self._show(*self._shown)
+            self.settle()
+        for name in self._nodes.leading_to(self.node):
+            if name != self._name:
+                self._nodes.take(name, self.node, self.devno)
+
+    # ---- the device's life ----------------------------------------------------------------------------------------
 
     @property
     def readonly(self) -> bool:
@@ -83,6 +178,12 @@ class BlockExport:
         self._uuid = uuid
         assert self._connection is not None
         self._connection.file.activate()
+        if self._whole:
+            self._show(name, readonly)
+        else:
+            self._shown = name, readonly if self._shown is None or readonly is not None else self._shown[1]
+
+    def _show(self, name: str, readonly: bool | None) -> None:
         # kernels before 6.16 take the size that the inode had when it was last asked for
         os.fstat(self._mount)
         first = self._limits is None
@@ -102,6 +203,8 @@ class BlockExport:
         """Another table may have other limits. The driver holds the queue while it takes them, so it is done when
         requests flow; and when somebody has the device for himself (a mount), it is not done."""
         assert self._connection is not None
+        if not self._whole:
+            return
         backend = self._backend
         if self._limits == (backend.block_size, backend.granularity, backend.discards) or self._connection.parked:
             return
@@ -116,6 +219,8 @@ class BlockExport:
             log.info("%s: in use, its limits stay as they are: %s", self.node, error)
 
     def rename(self, name: str, *, leave_node: bool = False) -> None:
+        if self._shown is not None:
+            self._shown = name, self._shown[1]
         if self._name is None:
             return
         if leave_node:
@@ -154,6 +259,8 @@ class BlockExport:
         """Nobody: what is on a block device can be frozen, or its page cache written down."""
         return []
 
+    # ---- the end --------------------------------------------------------------------------------------------------
+
     def remove(self, later: Callable[[], None] | None = None) -> None:
         assert self._connection is not None
         self._connection.file.closed = later
@@ -182,22 +289,28 @@ class BlockExport:
         self._connection.file.closed = None
         self._loop.stay()
 
+    def abandon(self) -> None:
+        mount.abort(self._number)
+        self._hide()
+        for name in self._nodes.leading_to(self.node):
+            self._nodes.take(name, self.node, self.devno)
+        self._loop.unbind(when_closed=True)
+        self._take_down(patience=0)
+
     def close(self) -> bool:
         """The end of the program that serves: whoever still has the device open gets errors. False then."""
-        assert self._connection is not None
         try:
             self.remove()
             return True
         except OSError as error:
             log.warning("%s: %s", self.node, error)
-        self._hide()
-        mount.abort(self._number)
-        self._loop.unbind(when_closed=True)
-        self._take_down(patience=0)
+        self.abandon()
         return False
 
     def _take_down(self, patience: float = PATIENCE) -> None:
         """End the connection and remove the loop device, as far as they got."""
+        # first: as long as somebody has the mount open, the connection does not end
+        self._keep.drop(self._key)
         if self._mount >= 0:
             os.close(self._mount)
             self._mount = -1

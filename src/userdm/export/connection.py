@@ -22,6 +22,7 @@ from userdm.export.protocol import (
     IN_HEADER,
     INTERRUPT_IN,
     MAX_WRITE,
+    NOTIFY_RESEND,
     OUT_HEADER,
     TRANSFER_IN,
     WRITE_OUT,
@@ -47,15 +48,22 @@ log = logging.getLogger(__name__)
 class Connection:
     """Serves a /dev/fuse descriptor that it is given, and owns from then on.
 
-    Nothing is kept about the connection itself but the descriptor: one that was set up and used by another process
-    is served just as well.
+    Nothing is kept about the connection itself but the descriptor and the longest write that was agreed on: one that
+    was set up and used by another process is served just as well.
     """
 
     def __init__(
-        self, fd: int, backend: Backend, devno: tuple[int, int], owner: tuple[int, int], threads: int = THREADS
+        self,
+        fd: int,
+        backend: Backend,
+        devno: tuple[int, int],
+        owner: tuple[int, int],
+        threads: int = THREADS,
+        max_write: int = MAX_WRITE,
     ) -> None:
         """``owner``: user and group that the file shows."""
         self._fd = fd
+        self.max_write = max_write
         self._backend = backend
         self._name = f"{devno[0]}:{devno[1]}"
         self.file = File(backend, devno, owner)
@@ -69,6 +77,14 @@ class Connection:
         for thread in self._threads:
             thread.start()
 
+    def resend(self) -> None:
+        """Have every request come again that somebody before us has read and not answered. Before `start` only: what
+        our own threads have read is under way."""
+        os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0))
+
+    def fileno(self) -> int:
+        return self._fd
+
     @property
     def parked(self) -> int:
         """How many requests wait for a gate."""
@@ -81,7 +97,8 @@ class Connection:
 
     def serve(self) -> None:
         """Take requests and answer them until the connection ends: the body of each serving thread."""
-        fd, file, worker, buffer = self._fd, self.file, self._backend.worker(), Buffer(MAX_WRITE)
+        max_write = self.max_write
+        fd, file, worker, buffer = self._fd, self.file, self._backend.worker(), Buffer(max_write)
         memory, incoming, views = buffer.memory, [buffer.request], buffer.data
         readv, write, unpack = os.readv, os.write, HOT.unpack_from
         read_op, write_op = int(Op.READ), int(Op.WRITE)
@@ -99,7 +116,7 @@ class Connection:
             length, opcode, unique, offset, size = unpack(memory, START)
             try:
                 if opcode == read_op and count == length == HEADER_ROOM and offset + size <= file.size:
-                    if size <= MAX_WRITE:
+                    if size <= max_write:
                         data, answer = views(size)
                         read_data(offset, data)
                         pack_read(memory, ANSWER, OUT_HEADER.size + size, 0, unique)

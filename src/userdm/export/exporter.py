@@ -6,7 +6,7 @@ import errno
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from userdm.dataplane import Backend
@@ -17,6 +17,7 @@ from userdm.export.nodes import Nodes, check_name
 from userdm.export.records import Records
 from userdm.export.user import UserExport
 from userdm.mapper.hooks import Export
+from userdm.storage.keep import Keep, NoKeep
 
 USER_MAJOR = 240
 """For local use, says the kernel's devices.txt; without root the numbers exist in our answers only."""
@@ -30,7 +31,8 @@ def tag_of(runtime_dir: Path) -> str:
 class DeviceExporter:
     """Implements mapper.hooks.Exporter."""
 
-    def __init__(self, runtime_dir: Path, mapper_dir: Path, as_root: bool) -> None:
+    def __init__(self, runtime_dir: Path, mapper_dir: Path, as_root: bool, keep: Keep | None = None) -> None:
+        self._keep: Keep = keep if keep is not None else NoKeep()
         self._runtime_dir = runtime_dir
         self._mapper_dir = mapper_dir
         self._as_root = as_root
@@ -53,6 +55,7 @@ class DeviceExporter:
                 tag=self._tag,
                 nodes=self._nodes,
                 records=self._records,
+                keep=self._keep,
                 gone=self._forget,
             )
         else:
@@ -88,13 +91,16 @@ class DeviceExporter:
             return lambda: None
         return self._freezer.freeze([(export.devno, str(export.node)) for export in devices])
 
-    def clear_stale(self) -> list[str]:
+    def clear_stale(self, spared: Collection[int] = ()) -> list[str]:
         """Clear away what a daemon with this runtime folder left when it died; it must be dead.
 
-        Returns a line for each device: what was found, and what could not be taken away because it is in use.
+        Spared are our own loop devices, and those with the indexes ``spared``, which are to be taken over. Returns a
+        line for each device: what was found, and what could not be taken away because it is in use.
         """
         if self._as_root:
-            return stale.clear_blocks(self._records, self._nodes)
+            with self._lock:
+                ours = {export.index for export in self._exports.values() if isinstance(export, BlockExport)}
+            return stale.clear_blocks(self._records, self._nodes, ours.union(spared))
         return stale.clear_files(self._mapper_dir, self._tag)
 
     def close(self) -> None:

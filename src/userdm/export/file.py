@@ -63,6 +63,8 @@ class File:
         """Called, in a thread of its own, when the last open file is closed."""
         self.size = 0
         self.readonly = False
+        self.resend = False
+        """Whether the kernel sends requests again that another process took and did not answer (6.9)."""
         self._answers: dict[int, Callable[[int, memoryview, Buffer, Worker], Answer]] = {
             Op.INIT: self._init,
             Op.GETATTR: self._getattr,
@@ -122,6 +124,7 @@ class File:
         if flags & protocol.INIT_EXT:
             flags |= protocol.INIT_FLAGS2.unpack_from(body)[0] << 32
         flags &= WANTED
+        self.resend = bool(flags & protocol.HAS_RESEND)
         return protocol.INIT_OUT.pack(
             protocol.VERSION,
             min(minor, protocol.NEWEST_MINOR),

@@ -30,7 +30,8 @@ def leads_to(path: str, devno: tuple[int, int]) -> bool:
     return mode & _S_IFMT == _S_IFBLK and (numbers[0], numbers[1]) == devno
 
 
-def _superblock_of(path: str) -> tuple[int, int]:
+def superblock_of(path: str) -> tuple[int, int]:
+    """The number of the file system that the path leads to, as far as the kernel knows without asking its server."""
     numbers = _statx(path)
     return numbers[3], numbers[4]
 
@@ -70,7 +71,7 @@ def paths_in(superblock: tuple[int, int]) -> Iterator[str]:
         except OSError:
             continue
         for link in links:
-            if _superblock_of(link) == superblock:
+            if superblock_of(link) == superblock:
                 yield link
 
 

@@ -122,6 +122,20 @@ class LoopDevice:
             fcntl.ioctl(control, LOOP_CTL_ADD, index)
             return cls(index)
 
+    @classmethod
+    def adopt(cls, index: int) -> LoopDevice:
+        """One that a process before this one has reserved; it is there again if that was about to take it away.
+
+        EBUSY when somebody else has the number by now.
+        """
+        with suppress(FileExistsError):
+            return cls._add(index)
+        with suppress(FileNotFoundError):
+            # of ours the file is all that there is in its mount
+            if (_sys(index) / "loop/backing_file").read_text().strip() != "/":
+                raise OSError(errno.EBUSY, f"/dev/loop{index} belongs to somebody else by now")
+        return cls(index)
+
     def _make_node(self) -> None:
         """devtmpfs makes the node, and udev gives it away as every disk; where neither runs it is up to us."""
         rdev = os.makedev(*self.devno)
@@ -152,7 +166,7 @@ class LoopDevice:
         """Set the logical block, and have the driver ask for the file's discard granularity, which it does only for
         a change. EBUSY or EAGAIN when somebody uses the device."""
         with _opened(self.node, os.O_RDWR) as fd:
-            now = int((_sys(self.index) / "queue/logical_block_size").read_text())
+            now = self.block_size
             if now == block_size:
                 fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, BLOCK_SIZE if now != BLOCK_SIZE else UNSIZED_BLOCK_SIZE)
             fcntl.ioctl(fd, LOOP_SET_BLOCK_SIZE, block_size)
@@ -173,6 +187,13 @@ class LoopDevice:
     @property
     def bound(self) -> bool:
         return (_sys(self.index) / "loop/backing_file").exists()
+
+    def has_size(self) -> bool:
+        return (_sys(self.index) / "size").read_text().strip() != "0"
+
+    @property
+    def block_size(self) -> int:
+        return int((_sys(self.index) / "queue/logical_block_size").read_text())
 
     def take_size(self, readonly: bool | None) -> None:
         """Have the driver ask for the file's size, and set or clear the read-only flag, or leave it alone.

@@ -70,6 +70,8 @@ IN_HEADER = struct.Struct("=IIQQIIIHH")
 """len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding"""
 OUT_HEADER = struct.Struct("=IiQ")
 """len, error (0 or a negated errno), unique"""
+NOTIFY_RESEND = 7
+"""In place of the error, with unique 0: take what was read and not answered as if it had not been read."""
 TRANSFER_IN = struct.Struct("=QQIIQII")
 """READ and WRITE: fh, offset, size, flags, lock_owner, file flags, padding"""
 HOT = struct.Struct("=IIQ32xQI")

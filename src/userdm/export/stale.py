@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from userdm.export import mount, mountinfo
@@ -16,9 +17,9 @@ from userdm.export.nodes import Nodes
 from userdm.export.records import Record, Records, diskseq, is_bound
 
 
-def clear_blocks(records: Records, nodes: Nodes) -> list[str]:
-    """Every recorded loop device that is still the one recorded."""
-    return [_clear_block(record, records, nodes) for record in records.read()]
+def clear_blocks(records: Records, nodes: Nodes, spared: Container[int] = ()) -> list[str]:
+    """Every recorded loop device that is still the one recorded; not those with the indexes ``spared``."""
+    return [_clear_block(record, records, nodes) for record in records.read() if record.index not in spared]
 
 
 def _is_same(record: Record) -> bool:

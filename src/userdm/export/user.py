@@ -118,6 +118,15 @@ class UserExport:
         if self._connection is not None:
             self._connection.file.closed = None
 
+    def serve(self) -> None:
+        """It does, from its mount on."""
+
+    def recover(self, later: Callable[[], None] | None = None) -> None:
+        """Nothing is taken over without root."""
+
+    def abandon(self) -> None:
+        self.close()
+
     def close(self) -> bool:
         """The end of the program that serves: whoever still has the file open gets errors. False then."""
         try:

@@ -38,6 +38,8 @@ class MappedDevice:
         self.block_size = SECTOR
         """Bytes of its logical block, as it was when its table became live."""
         self.gate: Gate | None = None
+        self.asleep = False
+        """Suspended by a command that has ended, and so after a takeover; a suspend inside of a resume is not."""
         self.removed = False
         self.deleting = False
         """No table may name it any more; under the mapper's graph lock."""

@@ -13,11 +13,14 @@ class Events:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.number = 0
+        self.heard: Callable[[], None] = lambda: None
+        """Called for each event by whoever caused it, under whatever lock he holds."""
 
     def count(self) -> None:
         with self._changed:
             self.number += 1
             self._changed.notify_all()
+        self.heard()
 
     def wait(self, seen: int, cancelled: Callable[[], bool]) -> None:
         """Return when there was an event after number ``seen``, or ``cancelled`` says so."""

@@ -57,6 +57,20 @@ class Export(Protocol):
         """Take a removal with ``later`` back. EBUSY when the last close was quicker."""
         ...
 
+    def serve(self) -> None:
+        """Answer requests. Only one that was taken over from a process before us does not do so from its creation on:
+        whoever has it open must find the table that he knows, and a closed gate closed."""
+        ...
+
+    def recover(self, later: Callable[[], None] | None = None) -> None:
+        """Bring what was taken over to what it must be, whatever the process before us was at when it died: only when
+        that can do nothing any more. ``later``: as in `remove`, of one that is to go with its last close."""
+        ...
+
+    def abandon(self) -> None:
+        """Take it away although it may be in use: its users get errors."""
+        ...
+
 
 class Exporter(Protocol):
     def create(self, name: str, backend: Backend, minor: int | None) -> Export:
@@ -100,6 +114,15 @@ class NoExport:
 
     def stay(self) -> None:
         pass
+
+    def serve(self) -> None:
+        pass
+
+    def recover(self, later: Callable[[], None] | None = None) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self._gone()
 
 
 class NoExporter:

@@ -6,16 +6,20 @@ As dm_get_device of dm-table.c: a name is a path or major:minor, looked up in th
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from userdm.mapper.table import escape_argument
 from userdm.segment import Place
 from userdm.storage import FileStorage, Storage, open_storage
+from userdm.storage.below import devices_below
+from userdm.storage.keep import Keep
 from userdm.targets.base import Area, Target, TargetError
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"(\d{1,10}):(\d{1,10})", re.ASCII)
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTBLK, errno.ELOOP, errno.ENAMETOOLONG})
+_Identity = tuple[int, int]
+"""FileStorage.identity"""
 
 
 class _Shared:
@@ -33,6 +39,8 @@ class _Shared:
         self.lock = threading.Lock()
         self.users = 0
         self.storage: FileStorage | None = None
+        self.key = ""
+        """Under which the storage is kept."""
 
 
 class SharedStorage:
@@ -41,34 +49,65 @@ class SharedStorage:
     A storage that is slow to open or to close holds up nobody who wants another one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
         self._lock = threading.Lock()
-        self._shared: dict[tuple[int, int, bool], _Shared] = {}
+        self._shared: dict[_Identity, _Shared] = {}
 
     def acquire(self, path: str, *, readonly: bool) -> FileStorage:
         info = os.stat(path)  # noqa: PTH116
         is_block = stat.S_ISBLK(info.st_mode)
-        key = (info.st_rdev, 0, True) if is_block else (info.st_dev, info.st_ino, False)
+        identity = (info.st_rdev, 0) if is_block else (info.st_dev, info.st_ino)
+
+        def opened() -> FileStorage:
+            storage = _open(path, readonly)
+            note = json.dumps({"path": path, "readonly": storage.readonly})
+            self._keep.put(_key(storage.identity, sequence_of(storage)), storage.fds, note)
+            return storage
+
+        storage = self._share(identity, opened)
+        assert storage is not None
+        if storage.readonly and not readonly:
+            self.release(storage)
+            raise OSError(errno.EACCES, "opened read-only by another table", path)
+        return storage
+
+    def adopt(self, identity: _Identity, sequence: int) -> FileStorage | None:
+        """What a process before this one had open, without a look at any path; None when nothing is kept of it."""
+
+        def opened() -> FileStorage | None:
+            kept = self._keep.take(_key(identity, sequence))
+            if kept is None:
+                return None
+            note = json.loads(kept.note)
+            return FileStorage.adopt(note["path"], kept.fds, readonly=note["readonly"])
+
+        return self._share(identity, opened)
+
+    def _share(self, identity: _Identity, opened: Callable[[], FileStorage | None]) -> FileStorage | None:
         with self._lock:
-            shared = self._shared.setdefault(key, _Shared())
+            shared = self._shared.setdefault(identity, _Shared())
             shared.users += 1
         try:
             with shared.lock:
                 if shared.storage is None:
-                    shared.storage = _open(path, readonly)
-                elif shared.storage.readonly and not readonly:
-                    raise OSError(errno.EACCES, "opened read-only by another table", path)
-                return shared.storage
+                    shared.storage = opened()
+                    if shared.storage is not None:
+                        shared.key = _key(shared.storage.identity, sequence_of(shared.storage))
+                storage = shared.storage
         except BaseException:
-            self._leave(key, shared)
+            self._leave(identity, shared)
             raise
+        if storage is None:
+            self._leave(identity, shared)
+        return storage
 
     def release(self, storage: FileStorage) -> None:
         with self._lock:
-            key, shared = next(item for item in self._shared.items() if item[1].storage is storage)
-        self._leave(key, shared)
+            identity, shared = next(item for item in self._shared.items() if item[1].storage is storage)
+        self._leave(identity, shared)
 
-    def _leave(self, key: tuple[int, int, bool], shared: _Shared) -> None:
+    def _leave(self, identity: _Identity, shared: _Shared) -> None:
         with shared.lock:
             with self._lock:
                 shared.users -= 1
@@ -78,9 +117,14 @@ class SharedStorage:
             if shared.storage is not None:
                 shared.storage.close()
                 shared.storage = None
+                self._keep.drop(shared.key)
             with self._lock:
                 if not shared.users:
-                    del self._shared[key]
+                    del self._shared[identity]
+
+
+def _key(identity: _Identity, sequence: int) -> str:
+    return f"storage:{identity[0]}:{identity[1]}:{sequence}"
 
 
 def _open(path: str, readonly: bool) -> FileStorage:
@@ -142,21 +186,31 @@ class Opened:
             return device, {"param": value, "kind": "device", "name": device.name}
         if value in self.mapper.attached:
             return self.mapper.attached[value], {"param": value, "kind": "attached"}
+        saved = self._saved.get(value)
+        storage = None if saved is None else self.mapper.storages.adopt(tuple(saved["identity"]), saved["sequence"])
         path = self._path(value)
-        storage = self.mapper.storages.acquire(path, readonly=readonly)
+        if storage is None:
+            storage = self.mapper.storages.acquire(path, readonly=readonly)
         self._storages.append(storage)
-        identity = list(storage.identity)
+        identity, sequence = list(storage.identity), sequence_of(storage)
+        if saved is not None and (saved["identity"] != identity or saved["sequence"] != sequence):
+            raise OSError(errno.ENODEV, "another one than when the table was loaded", path)
+        # through a file system on one of our own devices; a path is not looked at again when it was
+        below = saved.get("below", []) if saved is not None else self._ours_below(storage)
         reference = {
             "param": value,
             "kind": "storage",
             "path": path,
             "identity": identity,
-            "sequence": _sequence(storage),
+            "sequence": sequence,
+            "below": below,
         }
-        saved = self._saved.get(value)
-        if saved is not None and (saved["identity"] != identity or saved["sequence"] != reference["sequence"]):
-            raise OSError(errno.ENODEV, "another one than when the table was loaded", path)
         return storage, reference
+
+    def _ours_below(self, storage: FileStorage) -> list[int]:
+        """The minor numbers of our own devices that the storage stands on."""
+        found = (self.mapper.by_number(number) for number in devices_below(storage.fds))
+        return sorted(device.devno[1] for device in found if device is not None)
 
     def _mapped(self, value: str) -> MappedDevice | None:
         """The mapped device that the value names, if it names one."""
@@ -307,7 +361,7 @@ def _device_number(value: str) -> tuple[int, int] | None:
     return major, minor
 
 
-def _sequence(storage: FileStorage) -> int:
+def sequence_of(storage: FileStorage) -> int:
     """The disk's sequence number (BLKGETDISKSEQ, kernel 5.15): another loop under the same number has another."""
     if not storage.is_block:
         return 0

@@ -7,6 +7,7 @@ nobody else. Follows drivers/md/dm-ioctl.c.
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,8 @@ from userdm.segment import SECTOR
 from userdm.storage import Storage
 from userdm.storage.keep import Keep, NoKeep
 
+log = logging.getLogger(__name__)
+
 NAME_LENGTH = 128
 UUID_LENGTH = 129
 
@@ -32,12 +35,13 @@ class Mapper:
         self.exporter: Exporter = exporter if exporter is not None else NoExporter()
         self.folder = folder
         self.keep: Keep = keep if keep is not None else NoKeep()
-        self.storages = SharedStorage()
+        self.storages = SharedStorage(self.keep)
         self.attached: dict[str, Storage] = {}
         """Storage of this program that tables may name: memory, or a wrapper that a test put around a file."""
         self.events = Events()
         self.changed: Callable[[], None] = lambda: None
-        """Called when devices have gone that nobody was asked about: see `reap_soon`."""
+        """Called before what has changed has consequences, and when devices have gone that nobody was asked about: who
+        comes after us must know of it."""
         self.graph_lock = threading.Lock()
         self._lock = threading.Lock()
         self._names: dict[str, MappedDevice] = {}
@@ -128,10 +132,32 @@ class Mapper:
                     device.deleting = False
                     device.deferred_remove |= deferred and getattr(error, "errno", None) == errno.EBUSY
                 raise
-            with self._lock:
-                self._names.pop(device.name, None)
-            device.destroy()
+            self._forget(device)
         self.events.count()
+
+    def give_up(self, device: MappedDevice) -> None:
+        """Take away a device that cannot be brought back; whoever has it open gets errors."""
+        with device.control:
+            device.export.abandon()
+            self._forget(device)
+
+    def _forget(self, device: MappedDevice) -> None:
+        with self._lock:
+            self._names.pop(device.name, None)
+        # its storage is let go: nobody must look for it after that
+        self.changed()
+        device.destroy()
+
+    def recover(self) -> None:
+        """Bring what was taken over to what it must be: see `Export.recover`."""
+        for device in self.devices():
+            with device.control:
+                if device.removed:
+                    continue
+                try:
+                    device.export.recover(self.reap_soon if device.deferred_remove else None)
+                except OSError as error:
+                    log.error("%s: %s", device.name, error)
 
     def remove_all(self, *, deferred: bool = False) -> None:
         """Remove every device that is not in use, again while that makes others free."""
@@ -260,6 +286,7 @@ class Mapper:
         with device.control:
             self._check_present(device)
             device.stop(flush=flush, lockfs=lockfs and flush)
+            device.asleep = True
 
     def resume(self, device: MappedDevice, *, flush: bool = True, lockfs: bool = True) -> None:
         """Swap the inactive table in, if there is one, and go on. EINVAL for a suspended device without any table, and
@@ -269,15 +296,21 @@ class Mapper:
             if device.inactive is None and not device.suspended:
                 return
             old: Table | None = None
-            if device.inactive is not None:
+            swaps = device.inactive is not None
+            if swaps:
                 device.stop(flush=flush, lockfs=lockfs and flush)
                 self._check_new(device)
                 old = device.swap()
             if device.live is None:
                 raise OSError(errno.EINVAL, f"{device.name} has no table")
             try:
+                device.asleep = False
+                if swaps:
+                    # what is written through the new table must not be looked for through the old one
+                    self.changed()
                 device.go()
             finally:
+                device.asleep = device.suspended
                 if old is not None:
                     old.close()
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from userdm.storage.sysfs import loop_backing_file, queue_limit
@@ -57,11 +58,7 @@ class FileStorage:
         Raises OSError: ENOENT, EACCES, EBUSY when another owner has it, ENOTBLK for anything that is neither
         a regular file nor a block device.
         """
-        self.path = path
-        self.readonly = readonly
-        self._fds: list[int] = []
-        self.failed_flushes = 0
-        """How often a flush has failed. The kernel tells an error of write-back to one fsync only, whoever asks."""
+        self._begin(path, readonly, [])
         mode = os.stat(path).st_mode  # noqa: PTH116 - also names like /proc/self/fd/N
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise OSError(errno.ENOTBLK, "neither a block device nor a regular file", path)
@@ -69,16 +66,7 @@ class FileStorage:
             flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
             # O_EXCL without O_CREAT has a meaning for block devices only: claim it.
             self._fds.append(os.open(path, flags | (os.O_EXCL if stat.S_ISBLK(mode) else 0)))
-            info = os.fstat(self.fd)
-            self.is_block = stat.S_ISBLK(info.st_mode)
-            self.device = info.st_rdev if self.is_block else 0
-            self.block_size = _int_ioctl(self.fd, BLKSSZGET) if self.is_block else SECTOR
-            """Bytes: the device's logical block, on whose bounds a table's ranges must lie."""
-            self.discards = not self.is_block or queue_limit(self.device, "discard_max_bytes") > 0
-            """Whether a discard gives space back."""
-            self.granularity = (queue_limit(self.device, "discard_granularity") if self.is_block else 0) or 4096
-            """Bytes: what a discard gives back is in whole pieces of it."""
-            self.identity = (info.st_rdev, 0) if self.is_block else (info.st_dev, info.st_ino)
+            self._look()
             if not self.is_block:
                 self._lock(self.fd, path)
             else:
@@ -86,8 +74,43 @@ class FileStorage:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def adopt(cls, path: str, fds: Sequence[int], *, readonly: bool) -> FileStorage:
+        """The storage that another process had open with these descriptors (its ``fds``), claims and all.
+
+        ``path`` is a name and nothing else: it is not looked at.
+        """
+        storage = cls.__new__(cls)
+        storage._begin(path, readonly, fds)
+        storage._look()
+        return storage
+
+    def _begin(self, path: str, readonly: bool, fds: Sequence[int]) -> None:
+        self.path = path
+        self.readonly = readonly
+        self._fds = list(fds)
+        self.failed_flushes = 0
+        """How often a flush has failed. The kernel tells an error of write-back to one fsync only, whoever asks."""
+
+    def _look(self) -> None:
+        info = os.fstat(self.fd)
+        self.is_block = stat.S_ISBLK(info.st_mode)
+        self.device = info.st_rdev if self.is_block else 0
+        self.block_size = _int_ioctl(self.fd, BLKSSZGET) if self.is_block else SECTOR
+        """Bytes: the device's logical block, on whose bounds a table's ranges must lie."""
+        self.discards = not self.is_block or queue_limit(self.device, "discard_max_bytes") > 0
+        """Whether a discard gives space back."""
+        self.granularity = (queue_limit(self.device, "discard_granularity") if self.is_block else 0) or 4096
+        """Bytes: what a discard gives back is in whole pieces of it."""
+        self.identity = (info.st_rdev, 0) if self.is_block else (info.st_dev, info.st_ino)
         # pwrite and pread of the hot path, bound once
         self.fileno = self._fds[0]
+
+    @property
+    def fds(self) -> Sequence[int]:
+        """What the claim hangs on: the storage itself, and for a loop device the file behind it."""
+        return tuple(self._fds)
 
     @property
     def fd(self) -> int:

@@ -20,7 +20,7 @@ class Kept:
 
 
 class Keep(Protocol):
-    """Every method may be called from any thread; none waits for a device."""
+    """Every method may be called from any thread; none waits for a device but `take`, when it must."""
 
     @property
     def lasting(self) -> bool:
@@ -28,7 +28,8 @@ class Keep(Protocol):
         ...
 
     def take(self, key: str) -> Kept | None:
-        """Duplicates of what a process before us left under the key, which stays kept; None when there is nothing."""
+        """Duplicates of what a process before us left under the key, which stays kept; None when there is nothing, or
+        it was taken already. A process that can still write to a storage among it has ended when this returns."""
         ...
 
     def put(self, key: str, fds: Sequence[int], note: str = "") -> None:

@@ -1,0 +1,68 @@
+"""The worker: `python -m userdm.daemon.worker SOCKET LOCK KEEPER`, started by the keeper only.
+
+``SOCKET`` is the descriptor on which the keeper is spoken to, ``LOCK`` holds the runtime folder's lock for as long as
+there is something of us, ``KEEPER`` is the keeper's pid: when that dies, so do we.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from userdm.abi import runtime
+from userdm.daemon.folders import choose_mapper_dir
+from userdm.daemon.harden import harden
+from userdm.daemon.link import Link
+from userdm.daemon.log import open_log
+from userdm.daemon.service import Service, describe
+
+PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger("userdm.daemon")
+
+
+def die_with(keeper: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != keeper:
+        os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """Never returns: a thread that is held up in a storage must not keep us."""
+    sock, lock, keeper = map(int, arguments)
+    die_with(keeper)
+    for fd in (sock, lock):
+        os.set_inheritable(fd, False)
+    link = Link(socket.socket(fileno=sock))
+    go, fds = link.loaded()
+    listener = socket.socket(fileno=fds[0])
+    os.dup2(fds[1], 2)
+    os.close(fds[1])
+    status = 1
+    try:
+        runtime_dir = Path(runtime.runtime_dir())
+        open_log(runtime_dir, foreground=go["foreground"])
+        harden()
+        os.umask(0o022)
+        link.inherit(go["before"])
+        service = Service(runtime_dir, choose_mapper_dir(runtime_dir), listener, link, replaced=go["replaced"])
+        service.start()
+        link.ready()
+        service.run()
+        status = 0
+    except OSError as error:
+        log.exception("start")
+        link.failed(describe(error))
+    except BaseException:
+        log.exception("the worker ends")
+    logging.shutdown()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
