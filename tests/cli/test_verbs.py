@@ -147,7 +147,7 @@ def test_daemon_verbs(daemon: Daemon) -> None:
     daemon.userdm("daemon", "start")
     assert daemon.control.ping() == pid
     assert f"Mapper folder:     {daemon.nodes}\n" in daemon.userdm("daemon", "status").stdout
-    assert f"pid {pid}" in daemon.userdm("daemon", "log").stdout
+    assert f"pid {daemon.worker_pid}" in daemon.userdm("daemon", "log").stdout
     assert "must be start, stop, status, upgrade, log" in daemon.userdm("daemon", "bogus", code=1).stderr
 
 

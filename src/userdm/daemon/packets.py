@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import json
 import socket
 from collections.abc import Sequence
@@ -23,12 +24,17 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """The next packet; None when the other end is gone. The descriptors are the caller's."""
+    fds = array.array("i")
     try:
-        packet, fds, _, _ = socket.recv_fds(sock, PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        # not recv_fds, which loses the flag: whoever is started next would have the descriptors, too
+        packet, extra, _, _ = sock.recvmsg(PACKET, socket.CMSG_LEN(MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None
+    for level, kind, data in extra:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if not packet:
         return None
     message = json.loads(packet)
     assert isinstance(message, dict)
-    return message, fds
+    return message, list(fds)

@@ -19,9 +19,12 @@ class Buffer:
 
     __slots__ = ("capacity", "memory", "request", "_data")
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, populated: bool = False) -> None:
+        """``populated``: with every page in memory at once. A thread that is killed may still take a request; what it
+        cannot put into memory without a page fault, the kernel fails with EIO, instead of sending it again."""
         self.capacity = capacity
-        self.memory = mmap.mmap(-1, PAGE + capacity, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if populated else 0)
+        self.memory = mmap.mmap(-1, PAGE + capacity, flags)
         self.request = memoryview(self.memory)[START:]
         self._data: dict[int, tuple[memoryview, memoryview]] = {}
 

@@ -98,7 +98,7 @@ class Connection:
     def serve(self) -> None:
         """Take requests and answer them until the connection ends: the body of each serving thread."""
         max_write = self.max_write
-        fd, file, worker, buffer = self._fd, self.file, self._backend.worker(), Buffer(max_write)
+        fd, file, worker, buffer = self._fd, self.file, self._backend.worker(), Buffer(max_write, populated=True)
         memory, incoming, views = buffer.memory, [buffer.request], buffer.data
         readv, write, unpack = os.readv, os.write, HOT.unpack_from
         read_op, write_op = int(Op.READ), int(Op.WRITE)
