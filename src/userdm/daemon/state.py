@@ -177,7 +177,7 @@ def _is_device(saved: object) -> bool:
         and all(isinstance(saved.get(key), str) for key in ("name", "uuid"))
         and isinstance(saved.get("minor"), int)
         and isinstance(saved.get("suspended"), bool)
-        and all(_is_table(saved.get(key)) for key in ("live", "inactive"))
+        and all(key in saved and _is_table(saved[key]) for key in ("live", "inactive"))
     )
 
 
