@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from support.check import check_file
@@ -83,8 +83,8 @@ class Daemon:
         assert code is None or done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
-    def start(self) -> int:
-        """Start it as the test's own child; returns its pid when it answers."""
+    def start(self, *, pass_fds: Sequence[int] = ()) -> int:
+        """Start it as the test's own child, with these descriptors; returns its pid when it answers."""
         self._foreground = subprocess.Popen(
             [sys.executable, "-m", "userdm.daemon", "--foreground"],
             stdin=subprocess.DEVNULL,
@@ -92,6 +92,7 @@ class Daemon:
             stderr=subprocess.DEVNULL,
             cwd="/",
             env=self.env,
+            pass_fds=pass_fds,
         )
         self.wait_until_it_answers()
         return self._foreground.pid

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from userdm.abi import runtime
-from userdm.daemon.packets import Message, pair, receive, send
+from userdm.daemon.packets import Message, pair, readable, receive, send
 
 PIDFD_THREAD = os.O_EXCL
 """Of pidfd_open(2), kernel 6.9: look at this thread alone, not at its whole process."""
@@ -183,7 +183,7 @@ class Keeper:
             self._bury(worker, gone=True)
 
     def _bury(self, worker: Worker, *, gone: bool) -> None:
-        while select.select([worker.sock], [], [], 0)[0] and self._hear(worker):
+        while readable(worker.sock) and self._hear(worker):
             pass  # what it said before it died
         for fd in (worker.sock.fileno(), worker.first_thread):
             with contextlib.suppress(KeyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     socket.send_fds(sock, [json.dumps(message).encode()], fds)
+
+
+def readable(what: int | socket.socket) -> bool:
+    """Whether there is something to be read, or an end, now. Not by select(2), which knows 1024 descriptors."""
+    poll = select.poll()
+    poll.register(what, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:

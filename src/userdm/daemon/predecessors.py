@@ -9,10 +9,11 @@ thread does is read from /proc; where that says nothing, it counts as one that w
 from __future__ import annotations
 
 import os
-import select
 import stat
 import time
 from collections.abc import Iterable
+
+from userdm.daemon.packets import readable
 
 _HARMLESS = {
     # ioctl, open, close, fstat, fsync, fdatasync, pread64, readlink, openat, unlinkat, newfstatat, preadv, statx
@@ -44,7 +45,7 @@ class Predecessors:
     def gone(self) -> bool:
         """Whether nothing is left of any of them."""
         for pid, fd in list(self._left.items()):
-            if select.select([fd], [], [], 0)[0]:
+            if readable(fd):
                 os.close(self._left.pop(pid))
         return not self._left
 
