@@ -26,9 +26,8 @@ Lock = AbstractContextManager[object]
 class MemoryKeep:
     """userdm.storage.keep.Keep, in this process; ``close`` when done."""
 
-    lasting = True
-
-    def __init__(self) -> None:
+    def __init__(self, *, lasting: bool = True) -> None:
+        self.lasting = lasting
         self.kept: dict[str, Kept] = {}
 
     def take(self, key: str) -> Kept | None:
@@ -86,14 +85,29 @@ class World:
 
 
 class KeptPool(Pool):
-    """A Pool in a world. ``size``: bytes of the data device that the table takes."""
+    """A Pool in a world. ``size``: bytes of the data device that the table takes; ``origin``: under every volume."""
 
-    def __init__(self, world: World, *, size: int = 0, features: Sequence[str] = (), block_sectors: int = 128) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        size: int = 0,
+        features: Sequence[str] = (),
+        block_sectors: int = 128,
+        origin: MemoryStorage | None = None,
+    ) -> None:
         self.world = world
+        self._origin = "" if origin is None else " origin"
         self._line = f"metadata data {block_sectors} 0 {len(features)} {' '.join(features)}"
         self.mapper = Mapper(keep=world.keep)
         self.mapper.attached |= {"metadata": world.metadata, "data": world.data}
+        if origin is not None:
+            self.mapper.attached["origin"] = origin
         self.device = self._activate("pool", self._table(size or world.data.size))
+
+    def open_thin(self, dev_id: int, size: int) -> Thin:
+        line = Line(0, size // 512, "thin", f"/dev/mapper/pool {dev_id}{self._origin}")
+        return Thin(self, dev_id, self._activate(f"thin-{dev_id}", line))
 
     def __enter__(self) -> KeptPool:
         return self

@@ -16,6 +16,8 @@ from userdm.storage import MemoryStorage
 from userdm.thin.metadata import PoolMetadata
 
 METADATA = 120 * 4096
+SEEDS, LEAST = 6, 50
+"""How many workloads, and how many points each has at least: see tests/thin/test_crash.py."""
 
 
 def step(pool: PoolMetadata, rng: random.Random) -> None:
@@ -86,7 +88,7 @@ def step_if_room(pool: PoolMetadata, rng: random.Random) -> None:
         assert pool.failed is None, error
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_cut_at_every_event(seed: int) -> None:
     run = workload(seed)
     assert len(run.states) > 3
