@@ -30,7 +30,8 @@ from userdm.thin.superblock import NEEDS_CHECK, Superblock
 
 SECTOR = 512
 METADATA = 128 * 4096
-DATA_BLOCKS = 20
+DATA_BLOCKS = 16
+"""Of 15 that the volumes can take: what is given back is used again as soon as the pool allows it."""
 GROWN = 4
 
 
@@ -63,6 +64,11 @@ class Scenario:
     @property
     def volume(self) -> int:
         return 3 * self.block
+
+    @property
+    def data_blocks(self) -> int:
+        """A metadata snapshot keeps what it had, beside what the volumes have now."""
+        return 2 * DATA_BLOCKS if self.held else DATA_BLOCKS
 
 
 SCENARIOS = [
@@ -144,8 +150,8 @@ class Work:
         self.events: list[Any] = []
         self.metadata = Recording(METADATA, 0, self.events)
         self.metadata.visible = scenario.metadata
-        self.data = Recording((DATA_BLOCKS + GROWN) * scenario.block, 1, self.events)
-        self.size = DATA_BLOCKS * scenario.block
+        self.data = Recording((scenario.data_blocks + GROWN) * scenario.block, 1, self.events)
+        self.size = scenario.data_blocks * scenario.block
         self.keep = MemoryKeep(lasting=scenario.deaths)
         self.model: dict[int, bytearray] = {}
         self.solid: dict[int, set[int]] = {}
@@ -210,11 +216,11 @@ class Work:
     def step(self) -> None:
         scenario, rng = self.scenario, self.rng
         there = list(self.model)
-        weights = {"write": 50, "discard": 17, "snap": 7, "create": 3, "delete": 6, "flush": 4, "commit": 4, "id": 2}
+        weights = {"write": 50, "discard": 17, "snap": 7, "create": 3, "delete": 6, "flush": 4, "commit": 3, "id": 1}
         weights |= {"grow": 3} if scenario.grows else {}
         weights |= {"hold": 5} if scenario.held else {}
         weights |= {"die": 5} if scenario.deaths else {}
-        weights |= {"fail": 2} if scenario.fails else {}
+        weights |= {"fail": 6} if scenario.fails else {}
         action = rng.choices(list(weights), list(weights.values()))[0]
         free = min(set(range(9)) - set(there))
         if not there or (action == "create" and len(there) < 5):
@@ -299,8 +305,9 @@ class Work:
     def change(self, dev_id: int, discard: bool) -> None:
         scenario, rng = self.scenario, self.rng
         offset = rng.randrange(scenario.volume // SECTOR) * SECTOR
-        offset = offset if rng.random() < 0.6 else offset // scenario.block * scenario.block
-        length = min(rng.choice([1, 8, 16, 128, 200]) * SECTOR, scenario.volume - offset)
+        offset = offset if rng.random() < (0.2 if discard else 0.6) else offset // scenario.block * scenario.block
+        length = rng.choice([1, 8, 16, scenario.block_sectors, 200, 2 * scenario.block_sectors]) * SECTOR
+        length = min(length, scenario.volume - offset)
         if scenario.whole_blocks:
             first, last = offset // scenario.block, (offset + length - 1) // scenario.block
             blocks = set(range(first, last + 1))
