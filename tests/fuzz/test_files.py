@@ -144,7 +144,7 @@ def test_a_bent_state_brings_back_what_it_can(
         assert mapper.storages._shared == {}
 
     budget.run(150, example)
-    assert came_back[0]
+    assert budget.one_seed() or came_back[0]
 
 
 def test_bent_records_are_passed_over(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -89,3 +90,40 @@ def test_a_message_keeps_its_table_open(monkeypatch: pytest.MonkeyPatch) -> None
     sender.join(5)
     remover.join(5)
     assert order == ["message", "close"]
+
+
+class Slow(MemoryStorage):
+    """Whose flushes take their time for who removes what was to be removed later."""
+
+    resolve: None = None
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    def flush(self) -> None:
+        if threading.current_thread().name == "deferred remove":
+            self.begun.set()
+            time.sleep(0.3)
+            self.ended.set()
+
+
+def test_a_close_waits_for_what_another_thread_removes() -> None:
+    """What was to be removed later goes with its last user, in a thread of its own: the pool's last commit was cut off
+    when the program ended meanwhile."""
+    mapper = Mapper()
+    data = Slow(64 << 20)
+    mapper.attached.update(m=MemoryStorage(2 << 20), d=data)
+    pool, thin = mapper.create("pool"), mapper.create("thin")
+    mapper.load(pool, [Line(0, (64 << 20) // 512, "thin-pool", "m d 128 0")])
+    mapper.resume(pool)
+    mapper.message(pool, 0, "create_thin 0")
+    mapper.load(thin, [Line(0, 2048, "thin", "/dev/mapper/pool 0")])
+    mapper.resume(thin)
+    with pytest.raises(OSError):
+        mapper.remove(pool, deferred=True)
+    mapper.remove(thin)
+    assert data.begun.wait(60)
+    mapper.close()
+    assert data.ended.is_set()

@@ -44,6 +44,9 @@ class Mapper:
         comes after us must know of it."""
         self.graph_lock = threading.Lock()
         self._lock = threading.Lock()
+        self._gone = threading.Condition(self._lock)
+        self._going = 0
+        """Devices that have no name any more, and are not closed yet."""
         self._names: dict[str, MappedDevice] = {}
         self._reserved: set[str] = set()
 
@@ -144,9 +147,15 @@ class Mapper:
     def _forget(self, device: MappedDevice) -> None:
         with self._lock:
             self._names.pop(device.name, None)
-        # its storage is let go: nobody must look for it after that
-        self.changed()
-        device.destroy()
+            self._going += 1
+        try:
+            # its storage is let go: nobody must look for it after that
+            self.changed()
+            device.destroy()
+        finally:
+            with self._gone:
+                self._going -= 1
+                self._gone.notify_all()
 
     def recover(self) -> None:
         """Bring what was taken over to what it must be: see `Export.recover`."""
@@ -355,6 +364,9 @@ class Mapper:
                 except OSError as error:
                     failure = error
                     report(f"{device.name}: {error.strerror}")
+            # one that somebody else removes is closed, too, when we return: it may have a commit to make
+            with self._gone:
+                self._gone.wait_for(lambda: self._going == 0)
         if self.devices():
             raise failure or OSError(errno.EBUSY, "devices are in use")
 
