@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
+import signal
+import site
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import userdm
+from support.daemon import SECONDS
 from support.stage import Stage
 
 
@@ -29,5 +37,33 @@ def test_more_descriptors_than_select_knows(stage: Stage) -> None:
         stage.daemon.kill_worker()
         assert stage.daemon.control.ping() == keeper
         assert os.pread(node, 4096, 0) == bytes(4096)
+    finally:
+        os.close(node)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter is missing while the worker dies: it is being upgraded. Whoever has a device open waits."""
+    daemon = stage.daemon
+    link = daemon.base / "python"
+    link.symlink_to(sys.executable)
+    paths = [str(Path(userdm.__file__).parent.parent), *site.getsitepackages()]
+    daemon.env["PYTHONPATH"] = ":".join(paths)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(link))
+        keeper = daemon.start()
+    stage.dm("create", "a", "--table", "0 8 zero")
+    node = os.open(stage.node("a"), os.O_RDONLY | os.O_DIRECT)
+    try:
+        link.unlink()
+        os.kill(daemon.worker_pid, signal.SIGKILL)
+        end = time.monotonic() + SECONDS
+        while "no worker can be started" not in daemon.log():
+            assert time.monotonic() < end, daemon.log()
+            assert Path(f"/proc/{keeper}").exists(), daemon.log()
+            time.sleep(0.02)
+        link.symlink_to(sys.executable)
+        with mmap.mmap(-1, 4096) as aligned:
+            assert os.preadv(node, [aligned], 0) == 4096
+        assert daemon.control.ping() == keeper
     finally:
         os.close(node)

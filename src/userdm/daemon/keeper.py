@@ -141,19 +141,35 @@ class Keeper:
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             if self._next is None:
-                self._next = self._spawn(None)
+                self._try_to_start(now)
+
+    def _try_to_start(self, now: float) -> None:
+        try:
+            self._next = self._spawn(None)
+        except OSError as error:
+            # it is just being upgraded, or there is no memory: that will be over, and what we hold would be lost
+            self._say(f"no worker can be started: {error}")
+            if not self._started:
+                self._over = f"no worker can be started: {error}"
+            self._pause = min(LONGEST_PAUSE, self._pause * 2 + 0.1)
+            self._start_at = now + self._pause
 
     def _spawn(self, asker: socket.socket | None) -> Worker:
         ours, its = pair()
-        words = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        words = -1
         with its:
-            os.set_inheritable(its.fileno(), True)
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-m", "userdm.daemon.worker", str(its.fileno()), str(self._lock), str(os.getpid())],
-                os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, words, 2)],
-            )
+            try:
+                words = os.memfd_create("stderr", os.MFD_CLOEXEC)
+                os.set_inheritable(its.fileno(), True)
+                command = [sys.executable, "-m", "userdm.daemon.worker"]
+                command += [str(its.fileno()), str(self._lock), str(os.getpid())]
+                actions = [(os.POSIX_SPAWN_DUP2, words, 2)]
+                pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+            except OSError:
+                ours.close()
+                if words >= 0:
+                    os.close(words)
+                raise
         worker = Worker(pid, ours, words, asker)
         self._poll.register(worker.sock, select.POLLIN)
         self._poll.register(worker.first_thread, select.POLLIN)
@@ -275,8 +291,9 @@ class Keeper:
         self._pause = 0.0
         path = self._runtime_dir / runtime.WORKER
         fresh = path.with_suffix(".new")
-        fresh.write_text(f"{worker.pid}\n")
-        fresh.rename(path)
+        with contextlib.suppress(OSError):  # no room in the folder: it serves all the same
+            fresh.write_text(f"{worker.pid}\n")
+            fresh.rename(path)
         if self._terminate:
             self._terminate = False
             os.kill(worker.pid, signal.SIGTERM)
@@ -296,7 +313,11 @@ class Keeper:
             with asker, contextlib.suppress(OSError):
                 send(asker, {"failed": "another upgrade is under way"})
             return
-        self._next = self._spawn(asker)
+        try:
+            self._next = self._spawn(asker)
+        except OSError as error:
+            with asker, contextlib.suppress(OSError):
+                send(asker, {"failed": f"no worker can be started: {error}"})
 
     def _leaves(self, worker: Worker, value: object, message: Message, fds: list[int]) -> None:
         worker.leaving = True
