@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 from userdm.abi import runtime
+from userdm.api import unit
 from userdm.api.errors import DaemonError
 
 KILL_SECONDS = 10.0
 SETTLE_SECONDS = 2.0
 
 
-def _daemon(runtime_dir: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _daemon(runtime_dir: str, *arguments: str, in_unit: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the daemon's program. In /, since Python looks for modules in the folder that it is started in."""
     environment = dict(os.environ)
     if "PYTHONPATH" in environment:
@@ -29,8 +30,11 @@ def _daemon(runtime_dir: str, *arguments: str) -> subprocess.CompletedProcess[st
         environment["USERDM_MAPPER_DIR"] = os.path.abspath(environment["USERDM_MAPPER_DIR"])  # noqa: PTH100
     if runtime_dir != runtime.runtime_dir() or environment.get("USERDM_RUNTIME_DIR"):
         environment["USERDM_RUNTIME_DIR"] = runtime_dir
+    command = [sys.executable, "-m", "userdm.daemon", *arguments]
+    if in_unit:
+        command = unit.command(command, environment, runtime_dir)
     return subprocess.run(
-        [sys.executable, "-m", "userdm.daemon", *arguments],
+        command,
         cwd="/",
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -43,7 +47,10 @@ def _daemon(runtime_dir: str, *arguments: str) -> subprocess.CompletedProcess[st
 
 def start_daemon(runtime_dir: str) -> None:
     """Returns when the daemon answers; DaemonError with its last words when it does not start."""
-    result = _daemon(runtime_dir)
+    try:
+        result = _daemon(runtime_dir, in_unit=unit.wanted())
+    except FileNotFoundError:
+        raise DaemonError(errno.ENODEV, "the daemon does not start: under systemd it needs systemd-run") from None
     if result.returncode != 0:
         raise DaemonError(errno.ENODEV, f"the daemon does not start: {result.stderr.strip()}")
 

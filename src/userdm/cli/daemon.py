@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from errno import EBUSY
 
 from userdm.api import start
 from userdm.api.control import Control
@@ -11,6 +12,7 @@ from userdm.api.errors import ControlError, DaemonError, NoDaemon
 from userdm.cli.session import Failed, Session
 
 END_SECONDS = 30.0
+RETRY_SECONDS = 0.2
 
 
 def daemon(session: Session) -> None:
@@ -35,7 +37,7 @@ def _stop(session: Session, control: Control) -> None:
         session.write("".join(f"{line}\n" for line in cleared))
         return
     try:
-        kept = control.query("stop", force=session.flag("force"))["devices"]
+        kept = _stop_or_retry(session, control)
     except NoDaemon:
         pid = start.lock_holder(control.runtime_dir)
         if pid is not None:
@@ -49,6 +51,17 @@ def _stop(session: Session, control: Control) -> None:
     if not start.wait_unlocked(control.runtime_dir, END_SECONDS):
         raise Failed(f"The daemon has closed its devices and is not gone after {END_SECONDS:.0f} s.")
     session.write(f"stopped; the next start brings {kept} device{'s' if kept != 1 else ''} back\n")
+
+
+def _stop_or_retry(session: Session, control: Control) -> int:
+    """How many devices the next start brings back. With --retry whoever has a device in use is waited for."""
+    while True:
+        try:
+            return int(control.query("stop", force=session.flag("force"))["devices"])
+        except ControlError as error:
+            if error.errno != EBUSY or not session.flag("retry"):
+                raise
+        time.sleep(RETRY_SECONDS)
 
 
 def _status(session: Session, control: Control) -> None:

@@ -12,7 +12,7 @@ SYNTAX = {
     "\t\t[-u|--uuid <uuid>] [-j|--major <major> -m|--minor <minor>]\n"
     "\t\t[--readahead [+]<sectors>|auto|none]\n"
     "\tcreate --concise [<name>,<uuid>,<minor>,ro|rw,<table line>[,<table line>...][;...]]",
-    "daemon": "start|status|log|stop [--force|--kill]",
+    "daemon": "start|status|log|upgrade|stop [--force|--retry|--kill]",
     "deps": "[-o devno|blkdevname|devname] [--inactive] [<device>...]",
     "help": "[-c] [<command>|<target>]",
     "info": "[--inactive] [<device>...]\n"
