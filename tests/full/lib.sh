@@ -32,6 +32,7 @@ trim() { if blkdiscard -o $(($2 * 65536)) -l $(($3 * 65536)) "$N/$1" 2>/dev/null
 later() { put "$1" "$2" >/tmp/later.$$.$2 & }
 join() { wait; cat /tmp/later.$$.$1; rm -f /tmp/later.$$.$1; }
 until_() { i=0; while [ $i -lt 600 ]; do eval "$1" >/dev/null 2>&1 && return; sleep 0.1; i=$((i + 1)); done; echo "never: $1"; }
+opened() { until_ "[ \$(dmsetup info -c --noheadings -o open $1) -gt 0 ]"; }
 full() { until_ 'dmsetup status pool | grep -q out_of_data_space'; }
 # pool DATA_BLOCKS LOW_WATER_MARK [FEATURE...]; load: the same, as the inactive table
 table() { blocks=$1 low=$2; shift 2; echo "0 $((blocks * 128)) thin-pool $N/meta $N/data 128 $low $# $*"; }

@@ -105,6 +105,9 @@ class Thin(Target):
             self.volume.hosts[self] = (self.context.host, self.context.start * SECTOR)
 
     def postsuspend(self) -> None:
+        with self.pool.lock:
+            # what waits for space waits for the device from now on, and asks the table that it has then
+            self.pool.modes.ask_again()
         if not self.pool.readonly and self.pool.gate is None:
             self.pool.flush()
 

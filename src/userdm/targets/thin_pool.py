@@ -161,6 +161,10 @@ class ThinPool(Target):
     def discard_granularity(self) -> int:
         return self.pool.block_bytes
 
+    @property
+    def discards(self) -> bool:
+        return self.features.discard and self.features.passdown and super().discards
+
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
         after = self.length * SECTOR - offset - length
         return (Direct(length, self.data, offset, before=offset, after=after),)

@@ -84,12 +84,14 @@ class PoolMetadata:
         *,
         may_format: bool = True,
         readonly: bool = False,
+        whole: bool = True,
     ) -> PoolMetadata:
         """Open a metadata device, or format it when its superblock is all zeros.
 
         ``data_block_sectors`` None takes what the superblock says. Nothing is written to what is refused: EPERM for
         an unformatted device that may not be formatted, EILSEQ or ENOTBLK for something else or a torn superblock,
-        EINVAL for another block size, a newer version, unknown features, or a device that became smaller.
+        EINVAL for another block size, a newer version, unknown features, or a device that became smaller; who does
+        not insist on a ``whole`` one gets that for reading only.
         """
         if storage.size < BLOCK_SIZE:
             raise OSError(errno.EINVAL, f"metadata device has {storage.size} bytes, at least {BLOCK_SIZE} are wanted")
@@ -107,15 +109,19 @@ class PoolMetadata:
                 f"{superblock.data_block_size}: changing it is not supported",
             )
         superblock.check_features(readonly)
-        return cls._load(storage, superblock, readonly)
+        return cls._load(storage, superblock, readonly, whole)
 
     @classmethod
-    def _load(cls, storage: Storage, superblock: Superblock, readonly: bool) -> PoolMetadata:
+    def _load(cls, storage: Storage, superblock: Superblock, readonly: bool, whole: bool) -> PoolMetadata:
         check_data_block_size(superblock.data_block_size)
         metadata, data = superblock.metadata_space_map, superblock.data_space_map
         blocks = storage.size // BLOCK_SIZE
         if metadata.nr_blocks > blocks:
-            raise OSError(errno.EINVAL, f"metadata device has {blocks} blocks, too few: expected {metadata.nr_blocks}")
+            if whole:
+                raise OSError(
+                    errno.EINVAL, f"metadata device has {blocks} blocks, too few: expected {metadata.nr_blocks}"
+                )
+            readonly = True
         for what, root, most in (("metadata", metadata, MAX_BLOCKS), ("data", data, MAX_DATA_BLOCKS)):
             if root.nr_blocks > most or root.nr_allocated > root.nr_blocks:
                 raise corrupt(

@@ -68,7 +68,7 @@ class Pool:
         self._key = key
         self.metadata = open_metadata(metadata_storage, block_sectors, self._keep, key, may_format=may_format)
         failed = self.metadata.failed is not None
-        self.modes = Modes(lambda: self.metadata.needs_check or metadata_storage.readonly or failed)
+        self.modes = Modes(lambda: self.metadata.needs_check or self.metadata.readonly or failed)
         self.features = Features()
         self.water = LowWater(self.metadata, self.modes)
         self.volumes: dict[int, Volume] = {}

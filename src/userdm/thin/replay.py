@@ -22,9 +22,9 @@ def open_metadata(
     who is killed in between leaves everything to the next, who does the same again. EIO when the log does not fit.
     """
     if not keep.lasting:
-        return PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly)
+        return PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly, whole=False)
     changes = _left(storage, keep, key)
-    metadata = PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly)
+    metadata = PoolMetadata.open(storage, block_sectors, may_format=may_format, readonly=storage.readonly, whole=False)
     if storage.readonly and not changes:
         return metadata
     log = metadata.redo = RedoLog(_superblock(storage))
