@@ -10,7 +10,7 @@ from userdm.cli.session import Failed, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from userdm.api.control import Info
+    from userdm.api.control import Device
     from userdm.cli.deptree import DepTree
     from userdm.cli.selection import Selection
     from userdm.cli.session import Session
@@ -33,6 +33,7 @@ class Report:
         self._tree: DepTree | None = None
         self._wants_tree = "tree" in sections
         self._splits = "splitname" in sections
+        self._wants_open = any(field.name == "open" for field in self._used())
         self.empty = bool(sections & {"stats", "region"}) or HELP in self.fields or text in ("help", "?")
         """No device has what it shows."""
         self.rows: list[Row] = []
@@ -63,7 +64,10 @@ class Report:
 
             self._tree = DepTree(self._session)
 
-    def row(self, info: Info) -> Row:
+    def row(self, device: Device) -> Row:
+        info = self._session.info(device, open_count=self._wants_open)
+        if info is None:
+            raise Failed("Device does not exist.")
         row = Row(self._session, info, self._tree)
         if self._splits:
             subsystem, hyphen, _ = row.uuid.partition("-")
@@ -193,10 +197,7 @@ def report_devices(session: Session) -> None:
 def _ask(session: Session, report: Report) -> None:
     report.plant()
     for device, _ in session.each():
-        info = session.info(device)
-        if info is None:
-            raise Failed("Device does not exist.")
-        report.add(report.row(info))
+        report.add(report.row(device))
 
 
 def repeated(session: Session, report: Report, fill: object) -> None:
@@ -226,10 +227,7 @@ def selected(session: Session) -> list[str]:
     report.plant()
     names = []
     for device, _ in session.each():
-        info = session.info(device)
-        if info is None:
-            raise Failed("Device does not exist.")
-        row = report.row(info)
+        row = report.row(device)
         if not report.empty and report.wants(row):
             names.append(row.name)
     return names
