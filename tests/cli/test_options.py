@@ -75,7 +75,7 @@ def test_a_table() -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["0", "0 8", "x 8 zero", "0 y zero", "0x0 8 zero", "0 8z zero", "- 8 zero"])
+@pytest.mark.parametrize("line", ["0", "0 8", "x 8 zero", "0 y zero", "0x0 8 zero", "- 8 zero", "0 - zero"])
 def test_a_line_that_is_none(line: str) -> None:
     with pytest.raises(Failed) as caught:
         parse_table(f"0 8 zero\n{line}\n", "FILE")
@@ -83,6 +83,8 @@ def test_a_line_that_is_none(line: str) -> None:
 
 
 def test_numbers_as_scanf_takes_them() -> None:
+    assert parse_table("0 8.5 zero", "") == [(0, 8, ".5", "zero")]
+    assert parse_table("0 8z zero", "") == [(0, 8, "z", "zero")]
     assert parse_table("-1 99999999999999999999999 zero", "")[0][:2] == (2**64 - 1, 2**64 - 1)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from userdm.api.control import Record
     from userdm.cli.session import Session
 
+_BLANK = " \t\n\v\f\r"
 _U64 = (1 << 64) - 1
 
 
@@ -33,32 +34,43 @@ def read_table(session: Session, files: Sequence[str]) -> list[Record]:
 
 
 def parse_table(text: str, where: str) -> list[Record]:
-    """Backslashes are doubled on their way to the driver, which takes one away: an argument is what was written."""
+    """Backslashes are doubled on their way to the driver, which takes one away: an argument is what was written.
+
+    Start and length are read as scanf reads them: a number ends where its digits do, blank or not.
+    """
     records: list[Record] = []
     for number, line in enumerate(text.split("\n"), 1):
-        words = line.split(None, 3)
-        if not words or words[0].startswith("#"):
+        line = line.strip(_BLANK)
+        if not line or line.startswith("#"):
             continue
-        if len(words) < 3:
-            raise _invalid(number, where)
-        start, length = _sectors(words[0]), _sectors(words[1])
-        if start is None or length is None:
-            raise _invalid(number, where)
-        if len(os.fsencode(words[2])) >= TYPE_LEN:
-            raise Failed(f"Target type name {words[2]} is too long.")
-        params = words[3].partition("#")[0].rstrip() if len(words) > 3 else ""
-        records.append((start, length, words[2], params.replace("\\", "\\\\")))
+        start, rest = _sectors(line)
+        length, rest = _sectors(rest) if start is not None else (None, "")
+        kind, params = _word(rest)
+        if start is None or length is None or not kind:
+            raise Failed(f"Invalid format on line {number} of table {where}.")
+        if len(os.fsencode(kind)) >= TYPE_LEN:
+            raise Failed(f"Target type name {kind} is too long.")
+        params = params.partition("#")[0].rstrip(_BLANK)
+        records.append((start, length, kind, params.replace("\\", "\\\\")))
     return records
 
 
-def _invalid(number: int, where: str) -> Failed:
-    return Failed(f"Invalid format on line {number} of table {where}.")
-
-
-def _sectors(word: str) -> int | None:
-    """As scanf reads %llu: a sign is allowed, what is too large is as large as can be."""
-    digits = word[1:] if word[0] in "+-" else word
-    if not (digits.isascii() and digits.isdigit()):
-        return None
+def _sectors(text: str) -> tuple[int | None, str]:
+    """(the number at the front, what follows). A sign is allowed, what is too large is as large as can be."""
+    text = text.lstrip(_BLANK)
+    sign = text[:1] if text[:1] in ("+", "-") else ""
+    end = len(sign)
+    while end < len(text) and text[end] in "0123456789":
+        end += 1
+    digits = text[len(sign) : end]
+    if not digits:
+        return None, text
     value = min(int(digits[:40]), _U64)
-    return -value & _U64 if word[0] == "-" else value
+    return -value & _U64 if sign == "-" else value, text[end:]
+
+
+def _word(text: str) -> tuple[str, str]:
+    """(the word at the front, what follows)."""
+    text = text.lstrip(_BLANK)
+    end = min((at for blank in _BLANK if (at := text.find(blank)) >= 0), default=len(text))
+    return text[:end], text[end:].lstrip(_BLANK)
