@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from userdm.mapper.graph import MAX_LEVELS, levels_above, levels_below
 from userdm.mapper.table import escape_argument
 from userdm.segment import Place
 from userdm.storage import FileStorage, Storage, open_storage
@@ -259,12 +260,16 @@ class Opened:
         return os.path.normpath(value) if self._root == "/" else self._root + value
 
     def _hold(self, device: MappedDevice) -> None:
-        """Count the table among the device's users; EINVAL for a loop, ENXIO for a device that is going."""
+        """Count the table among the device's users; EINVAL for a loop, or for too many that stand on each other, ENXIO
+        for a device that is going."""
         with self.mapper.graph_lock:
             if device.deleting:
                 raise OSError(errno.ENXIO, f"{device.name} is being removed")
             if any(upper is device for upper in self.device.uppers()):
                 raise OSError(errno.EINVAL, f"a loop: {device.name} stands on {self.device.name}")
+            levels = levels_above(self.device) + levels_below(device)
+            if levels > MAX_LEVELS:
+                raise OSError(errno.EINVAL, f"{levels} devices would stand on each other, allowed are {MAX_LEVELS}")
             device.users.append(self)
             self._devices.append(device)
         if device.deferred_remove:
