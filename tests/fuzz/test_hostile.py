@@ -58,23 +58,27 @@ def ioctl(nr: int, payload: bytes = b"", **fields: object) -> bytes:
 
 
 class Watch:
-    """What a daemon has: descriptors, threads, devices."""
+    """What a daemon has: descriptors, threads, devices; of the keeper, and of the worker that serves."""
 
-    def __init__(self, daemon: Daemon, pid: int) -> None:
+    def __init__(self, daemon: Daemon, keeper: int) -> None:
         self.daemon = daemon
-        self.pid = pid
+        self.worker = daemon.worker_pid
+        self.processes = {keeper, self.worker}
         self.before = self.count()
 
     def count(self) -> tuple[int, int]:
-        return len(os.listdir(f"/proc/{self.pid}/fd")), len(os.listdir(f"/proc/{self.pid}/task"))
+        kinds = ("fd", "task")
+        descriptors, threads = (sum(len(os.listdir(f"/proc/{pid}/{kind}")) for pid in self.processes) for kind in kinds)
+        return descriptors, threads
 
     def memory(self) -> int:
-        """Bytes that are really there."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * 4096
+        """Bytes of the worker that are really there."""
+        return int(Path(f"/proc/{self.worker}/statm").read_text().split()[1]) * 4096
 
     def check(self, *, devices: int = 0) -> None:
         """Everything is as it was, and the daemon answers."""
         assert len(self.daemon.control.devices()) == devices
+        assert self.daemon.worker_pid == self.worker, f"the worker died:\n{self.daemon.log()}"
         end = time.monotonic() + SECONDS
         while any(now > then for now, then in zip(self.count(), self.before, strict=True)):
             assert time.monotonic() < end, f"descriptors and threads: {self.before} before, {self.count()} now"
@@ -84,7 +88,7 @@ class Watch:
 
 @pytest.fixture
 def watch(daemon: Daemon) -> Iterator[Watch]:
-    pid = daemon.start()
+    keeper = daemon.start()
     # what the first device of a daemon brings with it stays: the process that freezes, say
     control = daemon.control
     control.create("first")
@@ -93,7 +97,7 @@ def watch(daemon: Daemon) -> Iterator[Watch]:
     control.suspend("first")
     control.resume("first")
     remove(control, "first")
-    yield Watch(daemon, pid)
+    yield Watch(daemon, keeper)
 
 
 def test_hang_ups_between_any_two_bytes(watch: Watch) -> None:
@@ -158,6 +162,8 @@ def test_a_full_door_is_tried_again(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door, contextlib.ExitStack() as stack:
         door.bind(str(tmp_path / "control"))
         door.listen(0)
+        # a worker that serves, and is not just being replaced
+        (tmp_path / "worker").write_text("1\n")
         waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         waiting.connect(str(tmp_path / "control"))
         with pytest.raises(HungDaemon):
