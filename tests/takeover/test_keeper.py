@@ -9,6 +9,7 @@ import signal
 import site
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,26 @@ def test_a_worker_that_cannot_be_started_is_tried_again(stage: Stage, monkeypatc
         assert daemon.control.ping() == keeper
     finally:
         os.close(node)
+
+
+def test_a_worker_that_dies_while_it_ends(stage: Stage) -> None:
+    """By then the socket has no name any more, so that nobody comes: the next worker must be found all the same."""
+    daemon = stage.daemon
+    keeper = daemon.start()
+    stage.dm("create", "a", "--table", "0 8 zero")
+    worker = daemon.worker_pid
+    # the end waits ten seconds for a request that is under way
+    silent = daemon.control.connect()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(daemon.control.query, "stop")
+        while (daemon.run / "control").exists():
+            assert not asked.done()
+        os.kill(worker, signal.SIGKILL)
+        assert isinstance(asked.exception(SECONDS), OSError)
+    silent.close()
+    end = time.monotonic() + SECONDS
+    while not (daemon.run / "control").exists():
+        assert time.monotonic() < end, daemon.log()
+        time.sleep(0.02)
+    assert daemon.control.ping() == keeper
+    assert [name for name, _ in daemon.control.devices()] == ["a"]

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from userdm.abi import runtime
+from userdm.daemon.folders import listen
 from userdm.daemon.packets import Message, pair, readable, receive, send
 
 PIDFD_THREAD = os.O_EXCL
@@ -234,6 +235,10 @@ class Keeper:
         if worker is None or not worker.loaded or self._current is not None:
             return
         self._next, self._current = None, worker
+        if not (self._runtime_dir / runtime.CONTROL).exists():
+            # the one before died while it was ending, and had taken the name away by then
+            self._listener.close()
+            self._listener = listen(self._runtime_dir)
         before = [each.pid for each in self._held_up]
         go: Message = {"foreground": self._foreground, "before": before, "replaced": self._replaced}
         self._replaced += 1
