@@ -343,3 +343,33 @@ def test_a_logical_volume_has_the_name_that_lvm_looks_for(daemon: Daemon) -> Non
     assert (dev / "taken" / "file").read_text() == "mine"
     control.remove_all()
     assert (dev / "taken" / "file").read_text() == "mine"
+
+
+def test_a_device_below_a_suspended_one_can_be_suspended(daemon: Daemon) -> None:
+    """Nobody writes down what is cached above a device that stands still: that would wait for its resume."""
+    control = daemon.control
+    disk = daemon.base / "disk"
+    with disk.open("wb") as storage:
+        storage.truncate(1 << 20)
+    low = make(daemon, "low", [(0, 2048, "linear", f"{disk} 0")])
+    mid = make(daemon, "mid", [(0, 1024, "linear", f"{low} 0")])
+    top = make(daemon, "top", [(0, 512, "linear", f"{mid} 0")])
+    control.suspend("mid", lockfs=False)
+    with top.open("r+b", buffering=0) as file:
+        file.write(b"x" * 4096)  # into the page cache, dirty
+        done = threading.Event()
+
+        def stop_and_go() -> None:
+            control.suspend("low")
+            control.resume("low")
+            done.set()
+
+        thread = threading.Thread(target=stop_and_go)
+        thread.start()
+        try:
+            assert done.wait(SECONDS)
+        finally:
+            control.resume("mid")
+            thread.join(SECONDS)
+        os.fsync(file)
+    assert disk.read_bytes()[:4096] == b"x" * 4096

@@ -37,6 +37,8 @@ class MappedDevice:
         """A table has been loaded once: from then on its limits are checked when it becomes live."""
         self.block_size = SECTOR
         """Bytes of its logical block, as it was when its table became live."""
+        self.discards = False
+        """Whether it takes discards, as it was then."""
         self.gate: Gate | None = None
         self.asleep = False
         """Suspended by a command that has ended, and so after a takeover; a suspend inside of a resume is not."""
@@ -88,11 +90,6 @@ class MappedDevice:
     @property
     def granularity(self) -> int:
         return self.live.discard_granularity if self.live is not None else 512
-
-    @property
-    def discards(self) -> bool:
-        """Whether it takes discards."""
-        return self.live is not None and self.live.discards
 
     def open_count(self, *, scan: bool = True) -> int:
         """The devices whose tables name it, and with ``scan`` everybody else who has it open or mounted.
@@ -181,8 +178,9 @@ class MappedDevice:
         with self.mapper.graph_lock:
             return self.uppers()
 
-    def uppers(self) -> list[MappedDevice]:
-        """The same, with tables that are still being loaded. Under the mapper's graph lock."""
+    def uppers(self, *, awake: bool = False) -> list[MappedDevice]:
+        """The same, with tables that are still being loaded; ``awake``: but for those that can reach this device only
+        through a suspended one, and that one. Under the mapper's graph lock."""
         order: list[MappedDevice] = []
         seen: set[int] = set()
         stack: list[tuple[MappedDevice, bool]] = [(self, False)]
@@ -193,7 +191,8 @@ class MappedDevice:
             elif id(device) not in seen:
                 seen.add(id(device))
                 stack.append((device, True))
-                stack.extend((user.device, False) for user in device.users)
+                uppers = (user.device for user in device.users)
+                stack.extend((upper, False) for upper in uppers if not (awake and upper.suspended))
         return order
 
     # what a pool below asks of it (thin.host.Host)
@@ -227,7 +226,10 @@ class MappedDevice:
         return [text for device in self.above() for text in device.export.writers()]
 
     def freeze(self) -> Callable[[], None]:
-        return self.mapper.exporter.freeze([device.export for device in self.above()])
+        with self.mapper.graph_lock:
+            # what is suspended stands still already: it would wait there for its own resume
+            devices = self.uppers(awake=True)
+        return self.mapper.exporter.freeze([device.export for device in devices])
 
     # events
 
@@ -313,6 +315,7 @@ class MappedDevice:
             entry.target.preresume()
         for entry in table.entries:
             entry.target.resume()
+        self.discards = table.discards
         self.export.activate(self.name, table.readonly if self._swapped else None, self.uuid)
         self._swapped = False
         self._open_gate()
