@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cached
 import snapshots
 import startup
 from sides import HERE, SIDES, Device, output
@@ -164,6 +165,10 @@ def main() -> None:
             devices[name] = stack.enter_context(side(folder))
             fill(devices[name])
         lines, rates = measure(devices, options.rounds, options.seconds, say)
+        found = cached.ratios(
+            work / "cached", options.rounds, lambda job, device: fio(job, device, options.seconds), fill, say
+        )
+        lines += [Line(words, cached.AGAINST, cached.GOAL, ratios) for words, ratios in found.items()]
         (folder := work / "snapshots").mkdir()
         ratios = []
         for number in range(options.rounds):

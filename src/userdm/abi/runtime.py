@@ -32,6 +32,11 @@ def runtime_dir() -> str:
     return f"{base}/userdm" if os.path.isdir(base) else f"/tmp/userdm-{uid}"  # noqa: PTH112
 
 
+def cached() -> bool:
+    """Whether a daemon that starts in this environment may have the kernel cache writes: see docs/cached.md."""
+    return os.environ.get("USERDM_CACHED") == "1"
+
+
 def mapper_dirs() -> list[str]:
     """Every folder that a device's node may be named by, the most particular first."""
     chosen = os.environ.get("USERDM_MAPPER_DIR")

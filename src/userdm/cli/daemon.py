@@ -77,6 +77,8 @@ def _status(session: Session, control: Control) -> None:
         ("Devices", status["devices"]),
     ]
     session.write("".join(f"{name + ':':<18} {value}\n" for name, value in lines))
+    for name, reason in (status["not_cached"] or {}).items():
+        session.write(f"{'Not cached:':<18} {name}: {reason}\n")
     for name, reason in status["not_brought_back"].items():
         session.write(f"{'Not brought back:':<18} {name}: {reason}\n")
 

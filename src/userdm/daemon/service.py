@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import userdm
+from userdm.abi import runtime
 from userdm.daemon.holders import holders_of
 from userdm.daemon.ioctls import Ioctls
 from userdm.daemon.link import Link
@@ -50,7 +51,9 @@ class Service:
         self._finished = threading.Event()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         keep: Keep = link or NoKeep()
-        self._exporter = DeviceExporter(runtime_dir, mapper_dir, as_root=os.geteuid() == 0, keep=keep)
+        self._exporter = DeviceExporter(
+            runtime_dir, mapper_dir, as_root=os.geteuid() == 0, keep=keep, cacheable=runtime.cached()
+        )
         self._mapper = Mapper(self._exporter, mapper_dir, keep)
         self._state = StateFile(runtime_dir, self._mapper)
         self._lost: dict[str, str] = {}
@@ -96,6 +99,7 @@ class Service:
         spared = set() if link is None else {index_in(link.note(key)) for key in link.left(KEPT)}
         self._clear_stale(spared)
         self._lost = self._state.restore()
+        self._mapper.restored()
         if link is not None:
             link.predecessors.wait_gone()
             self._mapper.recover()
@@ -254,7 +258,13 @@ class Service:
             "mapper_dir": str(self._mapper_dir),
             "devices": len(self._mapper.devices()),
             "not_brought_back": self._lost,
+            "not_cached": self._not_cached() if runtime.cached() else None,
         }
+
+    def _not_cached(self) -> dict[str, str]:
+        """The devices that are not cached, and why."""
+        reasons = {device.name: device.export.why_direct for device in self._mapper.devices()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def describe(error: OSError) -> str:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 from userdm.dataplane import Backend
 from userdm.export import mount
+from userdm.export.cached import CachedMode
 from userdm.export.connection import Connection
+from userdm.export.helper import Helper
 from userdm.export.holders import count_openers
 from userdm.export.loop import PATIENCE, LoopDevice
 from userdm.export.nodes import Nodes
 from userdm.export.records import Record, Records, diskseq
+from userdm.mapper.device import MappedDevice
 from userdm.storage.keep import Keep, Kept
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,11 @@ class BlockExport:
         records: Records,
         keep: Keep,
         gone: Callable[[BlockExport], None],
+        helper: Helper | None = None,
+        cacheable: bool = False,
     ) -> None:
+        """``helper`` runs cache_helper, for a device that may be cached; ``cacheable``: a new one may be."""
+        self._cacheable = cacheable and helper is not None
         self._nodes = nodes
         self._records = records
         self._keep = keep
@@ -69,6 +76,9 @@ class BlockExport:
         """Logical block, discard granularity, discards or not: as the driver was last told."""
         self._connection: Connection | None = None
         self._mount = -1
+        self._cached: CachedMode | None = None
+        """The mode in which the kernel may cache writes; None where it never may."""
+        self._helper = helper
         self._whole = True
         """Served, and its loop device as it must be: not so between `_adopt` and `recover`."""
         self._shown: tuple[str, bool | None] | None = None
@@ -83,13 +93,16 @@ class BlockExport:
         self._number_it()
         try:
             fuse = os.open(mount.DEV_FUSE, os.O_RDWR | os.O_CLOEXEC)
-            self._connection = Connection(fuse, self._backend, self.devno, OWNER)
+            self._connection = Connection(fuse, self._backend, self.devno, OWNER, cacheable=self._cacheable)
             self._mount = mount.mount_detached(fuse, OWNER, self._tag)
             # before anybody waits for us: whoever clears up when we die must be able to free him
             self._number = mount.connection_of(self._mount)
             self._records.write(Record(self._loop.index, self._number, 0))
             self._connection.start()
             self._bind()
+            self._mind_cache()
+            if self._cached is not None:
+                self._cached.start()
             if self._keep.lasting and self._connection.file.resend:
                 self._keep.put(self._key, [fuse, self._mount], self._note())
         except BaseException:
@@ -104,12 +117,22 @@ class BlockExport:
         self._key = f"{KEPT}{self.devno[1]}"
 
     def _bind(self) -> None:
-        file = mount.open_in(self._mount, os.O_RDWR | os.O_DIRECT)
+        # a file that is open for direct I/O can do nothing else, in some kernels
+        file = mount.open_in(self._mount, os.O_RDWR | (0 if self._cacheable else os.O_DIRECT))
         try:
             self._loop.bind(file, self._tag)
         finally:
             os.close(file)
         self._records.write(Record(self._loop.index, self._number, diskseq(self._loop.index)))
+
+    def _mind_cache(self, *, adopted: bool = False) -> None:
+        if self._cacheable:
+            assert self._connection is not None
+            assert self._helper is not None
+            caching = self._backend.caching if isinstance(self._backend, MappedDevice) else None
+            self._cached = CachedMode(
+                self._loop, self._connection, self._mount, self._number, self._helper, caching, adopted=adopted
+            )
 
     @property
     def index(self) -> int:
@@ -118,6 +141,8 @@ class BlockExport:
     def _note(self) -> str:
         assert self._connection is not None
         note = {"index": self.index, "connection": self._number, "max_write": self._connection.max_write}
+        if self._cacheable:
+            note["cacheable"] = True
         return json.dumps(note)
 
     # ---- what a process before us had -----------------------------------------------------------------------------
@@ -136,7 +161,11 @@ class BlockExport:
                 os.close(fd)
             raise
         self._number_it()
-        self._connection = Connection(fuse, self._backend, self.devno, OWNER, max_write=note["max_write"])
+        self._cacheable = note.get("cacheable") is True
+        self._connection = Connection(
+            fuse, self._backend, self.devno, OWNER, max_write=note["max_write"], cacheable=self._cacheable
+        )
+        self._mind_cache(adopted=True)
         self._whole = False
 
     def serve(self) -> None:
@@ -144,6 +173,8 @@ class BlockExport:
             assert self._connection is not None
             self._connection.resend()
             self._connection.start()
+            if self._cached is not None:
+                self._cached.start()
 
     def recover(self, later: Callable[[], None] | None = None) -> None:
         if self._whole:
@@ -186,6 +217,8 @@ class BlockExport:
     def _show(self, name: str, readonly: bool | None) -> None:
         # kernels before 6.16 take the size that the inode had when it was last asked for
         os.fstat(self._mount)
+        if self._cached is not None:
+            self._cached.take_size(self._connection.file.size)
         first = self._limits is None
         if first:
             self._take_limits()
@@ -217,6 +250,19 @@ class BlockExport:
             self._take_limits()
         except OSError as error:
             log.info("%s: in use, its limits stay as they are: %s", self.node, error)
+
+    @property
+    def why_direct(self) -> str | None:
+        """Why writes are not cached; None when they are."""
+        return "the daemon was not started for it" if self._cached is None else self._cached.why
+
+    def recache(self) -> None:
+        if self._cached is not None:
+            self._cached.recache()
+
+    def write_down(self) -> None:
+        if self._cached is not None:
+            self._cached.write_down()
 
     def rename(self, name: str, *, leave_node: bool = False) -> None:
         if self._shown is not None:
@@ -262,6 +308,16 @@ class BlockExport:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     def remove(self, later: Callable[[], None] | None = None) -> None:
+        if self._cached is not None:
+            self._cached.hold()
+        try:
+            self._remove(later)
+        except BaseException:
+            if self._cached is not None and later is None:
+                self._cached.go_on()
+            raise
+
+    def _remove(self, later: Callable[[], None] | None) -> None:
         assert self._connection is not None
         self._connection.file.closed = later
         if self._connection.parked:
@@ -288,6 +344,8 @@ class BlockExport:
         assert self._connection is not None
         self._connection.file.closed = None
         self._loop.stay()
+        if self._cached is not None:
+            self._cached.go_on()
 
     def abandon(self) -> None:
         mount.abort(self._number)
@@ -309,6 +367,8 @@ class BlockExport:
 
     def _take_down(self, patience: float = PATIENCE) -> None:
         """End the connection and remove the loop device, as far as they got."""
+        if self._cached is not None:
+            self._cached.end()
         # first: as long as somebody has the mount open, the connection does not end
         self._keep.drop(self._key)
         if self._mount >= 0:

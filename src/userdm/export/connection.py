@@ -60,15 +60,18 @@ class Connection:
         owner: tuple[int, int],
         threads: int = THREADS,
         max_write: int = MAX_WRITE,
+        cacheable: bool = False,
     ) -> None:
-        """``owner``: user and group that the file shows."""
+        """``owner``: user and group that the file shows. ``cacheable``: see File."""
         self._fd = fd
         self.max_write = max_write
         self._backend = backend
         self._name = f"{devno[0]}:{devno[1]}"
-        self.file = File(backend, devno, owner)
+        self.file = File(backend, devno, owner, cacheable=cacheable)
         self._parking = Parking(self._name, self._retry)
         self._stopping = False
+        self.failures = 0
+        """Requests that failed, those aside that we never serve."""
         self._threads = [
             threading.Thread(target=self.serve, name=f"{self._name} serve", daemon=True) for _ in range(threads)
         ]
@@ -174,6 +177,7 @@ class Connection:
             number = error.errno or errno.EIO
         else:
             log.error("device %s: a request failed", self._name, exc_info=error)
+        self.failures += number != errno.ENOSYS
         try:
             os.write(self._fd, OUT_HEADER.pack(OUT_HEADER.size, -number, unique))
         except OSError as second:

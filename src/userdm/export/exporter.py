@@ -13,6 +13,7 @@ from userdm.dataplane import Backend
 from userdm.export import stale
 from userdm.export.block import BlockExport
 from userdm.export.freezer import Freezer
+from userdm.export.helper import Helper
 from userdm.export.nodes import Nodes, check_name
 from userdm.export.records import Records
 from userdm.export.user import UserExport
@@ -31,11 +32,22 @@ def tag_of(runtime_dir: Path) -> str:
 class DeviceExporter:
     """Implements mapper.hooks.Exporter."""
 
-    def __init__(self, runtime_dir: Path, mapper_dir: Path, as_root: bool, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        runtime_dir: Path,
+        mapper_dir: Path,
+        as_root: bool,
+        keep: Keep | None = None,
+        *,
+        cacheable: bool = False,
+    ) -> None:
+        """``cacheable``: devices may be cached while nobody notices; for root."""
         self._keep: Keep = keep if keep is not None else NoKeep()
         self._runtime_dir = runtime_dir
         self._mapper_dir = mapper_dir
         self._as_root = as_root
+        self._cacheable = cacheable
+        self._cacher = Helper("userdm.export.cache_helper")
         self._tag = tag_of(runtime_dir)
         self._nodes = Nodes(mapper_dir)
         self._records = Records(runtime_dir)
@@ -57,6 +69,8 @@ class DeviceExporter:
                 records=self._records,
                 keep=self._keep,
                 gone=self._forget,
+                helper=self._cacher,
+                cacheable=self._cacheable,
             )
         else:
             export = UserExport(
@@ -110,3 +124,4 @@ class DeviceExporter:
         for export in exports:
             export.close()
         self._freezer.close()
+        self._cacher.close()

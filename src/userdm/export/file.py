@@ -23,6 +23,8 @@ from userdm.export.protocol import Op
 MAX_BACKGROUND = 128
 """Requests that the kernel may have under way: as many as a loop device keeps in its queue."""
 CONGESTED = 96
+KEPT_SECONDS = 1 << 30
+"""How long the kernel may keep attributes, with its writeback cache: it would ask for them at every write."""
 BLOCK_SIZE = 4096
 
 WANTED = (
@@ -51,7 +53,10 @@ class File:
     it was answered with ENOSYS the kernel's close(2) no longer waits for us.
     """
 
-    def __init__(self, backend: Backend, devno: tuple[int, int], owner: tuple[int, int]) -> None:
+    def __init__(
+        self, backend: Backend, devno: tuple[int, int], owner: tuple[int, int], *, cacheable: bool = False
+    ) -> None:
+        """``cacheable``: the kernel may keep pages, and what is written in them; who opens the file decides."""
         self._backend = backend
         self._owner = owner
         self._inode = os.makedev(*devno)
@@ -65,6 +70,11 @@ class File:
         self.readonly = False
         self.resend = False
         """Whether the kernel sends requests again that another process took and did not answer (6.9)."""
+        self.unreported = False
+        """Something that was written is lost, and the next flush must say so."""
+        self._wanted = WANTED | (protocol.WRITEBACK_CACHE if cacheable else 0)
+        self._kept = KEPT_SECONDS if cacheable else 0
+        self._opened = 0 if cacheable else _OPENED
         self._answers: dict[int, Callable[[int, memoryview, Buffer, Worker], Answer]] = {
             Op.INIT: self._init,
             Op.GETATTR: self._getattr,
@@ -123,7 +133,7 @@ class File:
             raise OSError(errno.EPROTO, f"FUSE {major}.{minor} is older than 7.{protocol.OLDEST_MINOR}")
         if flags & protocol.INIT_EXT:
             flags |= protocol.INIT_FLAGS2.unpack_from(body)[0] << 32
-        flags &= WANTED
+        flags &= self._wanted
         self.resend = bool(flags & protocol.HAS_RESEND)
         return protocol.INIT_OUT.pack(
             protocol.VERSION,
@@ -143,7 +153,7 @@ class File:
         self.refresh()
         mode = stat.S_IFREG | (0o400 if self.readonly else 0o600)
         times = 3 * (self._born,) + 3 * (0,)
-        return protocol.ATTR_VALID.pack(0, 0, 0) + protocol.ATTR.pack(
+        return protocol.ATTR_VALID.pack(self._kept, 0, 0) + protocol.ATTR.pack(
             self._inode, self.size, self.size // 512, *times, mode, 1, *self._owner, 0, BLOCK_SIZE, 0
         )
 
@@ -161,12 +171,12 @@ class File:
         flags, _ = protocol.OPEN_IN.unpack_from(body)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         self.refresh()
-        if writing and self.readonly:
+        if writing and self.readonly and self._opened:
             raise OSError(errno.EACCES, "the device is read-only")
         handle = pid | writing << 32
         with self._openers_lock:
             self._openers[handle] += 1
-        return protocol.OPEN_OUT.pack(handle, protocol.OPENED_DIRECT_IO | protocol.OPENED_PARALLEL_DIRECT_WRITES, 0)
+        return protocol.OPEN_OUT.pack(handle, self._opened, 0)
 
     def _release(self, pid: int, body: memoryview, buffer: Buffer, worker: Worker) -> Answer:
         handle = protocol.RELEASE_IN.unpack_from(body)[0]
@@ -213,6 +223,9 @@ class File:
 
     def _fsync(self, pid: int, body: memoryview, buffer: Buffer, worker: Worker) -> Answer:
         worker.flush()
+        if self.unreported:
+            self.unreported = False
+            raise OSError(errno.EIO, "something that was cached could not be written down")
         return b""
 
     def _fallocate(self, pid: int, body: memoryview, buffer: Buffer, worker: Worker) -> Answer:

@@ -12,27 +12,22 @@ thaw afterwards (somebody else had frozen it), and at the end ``{}`` or ``{"errn
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
-import signal
 import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 from userdm.export import holders, mountinfo
 from userdm.export.freeze_plan import Devno, FreezeStep, SyncStep, plan
+from userdm.export.helper import arrivals, receive, send
 from userdm.export.mountinfo import Mount
 
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
-PACKET = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -162,34 +157,22 @@ class Session(threading.Thread):
     def run(self) -> None:
         with self._asker:
             try:
-                request = self._receive()
+                request = receive(self._asker)
                 if request is None:
                     return
                 if "thaw" in request:
                     self._thaw_others([_devno(number) for number in request["thaw"]])
                 else:
                     self._freeze([(_devno(number), node) for number, node in request["devices"]])
-                    self._send({})
-                    self._receive()
+                    send(self._asker, {})
+                    receive(self._asker)
             except OSError as error:
                 self._thaw()
-                self._send({"errno": error.errno or errno.EIO, "text": error.strerror or str(error)})
+                send(self._asker, {"errno": error.errno or errno.EIO, "text": error.strerror or str(error)})
                 return
             finally:
                 self._thaw()
-            self._send({})
-
-    def _receive(self) -> dict[str, Any] | None:
-        """None when the asker is gone."""
-        try:
-            packet = self._asker.recv(PACKET)
-        except ConnectionError:
-            return None
-        return json.loads(packet) if packet else None
-
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(ConnectionError):  # gone: what is frozen is thawed next
-            self._asker.sendall(json.dumps(message).encode())
+            send(self._asker, {})
 
     def _freeze(self, devices: list[tuple[Devno, str]]) -> None:
         for step in plan(devices):
@@ -204,12 +187,12 @@ class Session(threading.Thread):
             if not step.mounts:
                 return  # held by something else than a file system
             raise OSError(errno.EBUSY, f"cannot freeze {step.point}: it is hidden under another mount")
-        self._send({"frozen": step.superblock})
+        send(self._asker, {"frozen": step.superblock})
         superblock = self._superblocks[step.superblock]
         if superblock.freeze(fd, step.point):
             self._frozen.append(superblock)
         else:
-            self._send({"held": step.superblock})
+            send(self._asker, {"held": step.superblock})
 
     def _thaw(self) -> None:
         while self._frozen:
@@ -241,25 +224,9 @@ def _sync(node: str) -> None:
         os.close(fd)
 
 
-def _arrivals(control: socket.socket) -> Iterator[socket.socket]:
-    """The sockets that come in, until the asker's end closes."""
-    while True:
-        try:
-            packet, fds, _, _ = socket.recv_fds(control, 1, 1)
-        except ConnectionError:
-            return
-        if not packet:
-            return
-        for fd in fds:
-            yield socket.socket(fileno=fd)
-
-
 def main() -> None:
-    # Only the end of the daemon is our end: a signal to its whole group must not leave anything frozen.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     superblocks = _Superblocks()
-    for asker in _arrivals(socket.socket(fileno=int(sys.argv[1]))):
+    for asker, _ in arrivals(int(sys.argv[1])):
         Session(asker, superblocks).start()
     # sessions see their own sockets close, thaw and end; the interpreter waits for them
 

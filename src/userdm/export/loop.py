@@ -27,6 +27,7 @@ LOOP_CLR_FD = 0x4C01
 LOOP_SET_STATUS64 = 0x4C04
 LOOP_GET_STATUS64 = 0x4C05
 LOOP_SET_CAPACITY = 0x4C07
+LOOP_SET_DIRECT_IO = 0x4C08
 LOOP_SET_BLOCK_SIZE = 0x4C09
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_ADD = 0x4C80
@@ -159,7 +160,7 @@ class LoopDevice:
         info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_DIRECT_IO, tag.encode()[:63], b"", b"", 0, 0)
         with _opened(self.node, os.O_RDWR) as fd:
             fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, UNSIZED_BLOCK_SIZE, info))
-        if (_sys(self.index) / "loop/dio").read_text().strip() != "1":
+        if not self.direct:
             raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
 
     def take_limits(self, block_size: int) -> None:
@@ -206,6 +207,10 @@ class LoopDevice:
                 fcntl.ioctl(fd, BLKROSET, struct.pack("=i", readonly))
             fcntl.ioctl(fd, LOOP_SET_CAPACITY)
 
+    @property
+    def direct(self) -> bool:
+        return is_direct(self.index)
+
     def is_claimed(self) -> bool:
         """Whether a mount, or another exclusive holder, has it: plain openers are not seen."""
         try:
@@ -248,6 +253,19 @@ def _lock(fd: int) -> None:
         except BlockingIOError:
             time.sleep(0.02)
     # somebody holds it for good: the kernel's own count of openers decides
+
+
+def is_direct(index: int) -> bool:
+    """Whether it does direct I/O."""
+    return (_sys(index) / "loop/dio").read_text().strip() == "1"
+
+
+def set_direct(index: int, *, direct: bool) -> None:
+    """Switch direct I/O, while requests flow: those under way end first."""
+    with _opened(f"/dev/loop{index}") as fd:
+        fcntl.ioctl(fd, LOOP_SET_DIRECT_IO, int(direct))
+    if is_direct(index) is not direct:
+        raise OSError(errno.EIO, f"/dev/loop{index}: direct I/O is not as it was set")
 
 
 def status(fd: int) -> list[int | bytes] | None:

@@ -50,6 +50,7 @@ class Op(IntEnum):
 ASYNC_READ = 1 << 0
 ATOMIC_O_TRUNC = 1 << 3
 BIG_WRITES = 1 << 5
+WRITEBACK_CACHE = 1 << 16
 ASYNC_DIO = 1 << 15
 MAX_PAGES_FLAG = 1 << 22
 INIT_EXT = 1 << 30

@@ -77,6 +77,14 @@ class UserExport:
     def settle(self) -> None:
         pass
 
+    why_direct: str | None = "without root nothing is cached"
+
+    def recache(self) -> None:
+        pass
+
+    def write_down(self) -> None:
+        pass
+
     def rename(self, name: str, *, leave_node: bool = False) -> None:
         """A mount cannot be moved without root, so it is made anew; EBUSY when the file is open."""
         if self._connection is None or self._name is None or self._name == name:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from userdm.dataplane import Parked
 from userdm.dataplane.plane import DEFAULT_GRANULE, BlockingWorker, Plane, PlaneWorker
+from userdm.mapper.caching import Caching
 from userdm.mapper.hooks import Export
 from userdm.mapper.table import Table
 from userdm.segment import SECTOR, Direct, Fail, Gate, Intent, Segment, Wait
@@ -58,6 +59,7 @@ class MappedDevice:
         self._swapped = False
         """The export does not know the live table yet."""
         self.plane = Plane(self)
+        self.caching = Caching(self)
         self._storage: DeviceStorage | None = None
         self._unflushed: OSError | None = None
         """Why a suspend could not make durable what was written before it."""
@@ -222,6 +224,14 @@ class MappedDevice:
         looks = [device.plane.grace() for device in self.above()]
         return lambda: all(look() for look in looks)
 
+    @property
+    def adopted(self) -> bool:
+        return self.caching.adopted
+
+    def write_down(self) -> None:
+        with suppress(OSError):  # it is for whoever wrote
+            self.export.write_down()
+
     def writers(self) -> list[str]:
         return [text for device in self.above() for text in device.export.writers()]
 
@@ -266,7 +276,13 @@ class MappedDevice:
             return
         table = self.live
         targets = [entry.target for entry in table.entries] if table is not None else []
-        thaw = self.freeze() if lockfs and table is not None else None
+        self.caching.paused = True
+        try:
+            self.export.recache()
+            thaw = self.freeze() if lockfs and table is not None else None
+        except BaseException:
+            self.caching.paused = False
+            raise
         try:
             for target in targets:
                 target.presuspend()
@@ -333,6 +349,7 @@ class MappedDevice:
         self.geometry = (cylinders, heads, sectors, start)
 
     def _open_gate(self) -> None:
+        self.caching.paused = False
         gate, self.gate = self.gate, None
         if gate is not None:
             gate.open()

@@ -37,6 +37,20 @@ class Export(Protocol):
         """Whether the device is read-only by itself: as it was told, or because somebody has made it so."""
         ...
 
+    @property
+    def why_direct(self) -> str | None:
+        """Why what is written is not cached; None when it is. See mapper.caching."""
+        ...
+
+    def recache(self) -> None:
+        """What decides whether writes may be cached has changed (mapper.caching): when the device must be direct now,
+        everything is written down at the return. OSError when that cannot be."""
+        ...
+
+    def write_down(self) -> None:
+        """Whatever was cached has been written to the device when this returns."""
+        ...
+
     def open_count(self) -> int:
         """How many openers and mounts the device has outside of the mapper."""
         ...
@@ -101,6 +115,14 @@ class NoExport:
         pass
 
     def rename(self, name: str, *, leave_node: bool = False) -> None:
+        pass
+
+    why_direct: str | None = "nothing is exported"
+
+    def recache(self) -> None:
+        pass
+
+    def write_down(self) -> None:
         pass
 
     def open_count(self) -> int:

@@ -103,6 +103,11 @@ class SharedStorage:
             self._leave(identity, shared)
         return storage
 
+    def users(self, storage: object) -> int:
+        """How many tables name it; 0 for what is none of ours."""
+        with self._lock:
+            return next((shared.users for shared in self._shared.values() if shared.storage is storage), 0)
+
     def release(self, storage: FileStorage) -> None:
         with self._lock:
             identity, shared = next(item for item in self._shared.items() if item[1].storage is storage)
@@ -193,6 +198,10 @@ class Opened:
         if storage is None:
             storage = self.mapper.storages.acquire(path, readonly=readonly)
         self._storages.append(storage)
+        if self.mapper.storages.users(storage) > 1:
+            # a pool may lie on it, with volumes that are cached
+            for other in self.mapper.devices():
+                other.export.recache()
         identity, sequence = list(storage.identity), sequence_of(storage)
         if saved is not None and (saved["identity"] != identity or saved["sequence"] != sequence):
             raise OSError(errno.ENODEV, "another one than when the table was loaded", path)
@@ -272,6 +281,7 @@ class Opened:
                 raise OSError(errno.EINVAL, f"{levels} devices would stand on each other, allowed are {MAX_LEVELS}")
             device.users.append(self)
             self._devices.append(device)
+        device.export.recache()
         if device.deferred_remove:
             try:
                 # its last opener must not take it away from under us: that is up to the last table now

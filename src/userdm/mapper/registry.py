@@ -157,6 +157,19 @@ class Mapper:
                 self._going -= 1
                 self._gone.notify_all()
 
+    def restored(self) -> None:
+        """Every device of the process before us is back and served: what that one had cached is written down."""
+        for device in self.devices():
+            try:
+                device.export.recache()
+            except OSError as error:
+                log.error("%s: what was cached: %s", device.name, error)
+        for device in self.devices():
+            for inactive in (False, True):
+                with device.using(inactive=inactive) as table:
+                    for entry in table.entries if table is not None else ():
+                        entry.target.restored()
+
     def recover(self) -> None:
         """Bring what was taken over to what it must be: see `Export.recover`."""
         for device in self.devices():

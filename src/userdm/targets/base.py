@@ -7,13 +7,14 @@ Follows struct target_type of <linux/device-mapper.h>.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from userdm.segment import SECTOR, Intent, Place, Segment
 from userdm.storage import Storage
 from userdm.storage.keep import Keep
+from userdm.thin.claims import Claim
 from userdm.thin.host import Host
 
 DEFAULT_GRANULE = 1 << 20
@@ -132,6 +133,17 @@ class Target:
 
     def message(self, arguments: Sequence[str], *, force: bool = False) -> str | None:
         raise TargetError(errno.EINVAL, f"message {' '.join(arguments)!r}: target {self.name} takes no messages")
+
+    def why_direct(self) -> str | None:
+        """Why writes to a device with this line alone must not be cached; None when they may be. See mapper.caching."""
+        return f"its target is {self.name}"
+
+    def claim_cache(self, leave: Callable[[], None], settle: Callable[[], None]) -> Claim:
+        """Where they may be: the room for what will be written down later. See thin.claims; OSError says why not."""
+        raise TargetError(errno.EOPNOTSUPP, self.why_direct())
+
+    def restored(self) -> None:
+        """A table that was brought back: every other one is back as well."""
 
     # In the order in which the kernel calls them. A resume that fails leaves the device suspended.
 

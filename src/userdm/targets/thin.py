@@ -15,11 +15,12 @@ Kernel document: Documentation/admin-guide/device-mapper/thin-provisioning.rst.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from userdm.segment import SECTOR, Direct, Intent, Place, Segment
 from userdm.targets.base import Context, Flushable, Target, TargetError, count
 from userdm.targets.thin_pool import ThinPool, device_id
+from userdm.thin.claims import Claim
 from userdm.thin.modes import Mode
 from userdm.thin.pool import Pool
 
@@ -54,6 +55,8 @@ class Thin(Target):
         if self.pool.gate is not None and not context.restoring:
             self.pool.close_volume(self.volume)
             raise TargetError(errno.EINVAL, f"pool device {arguments[0]!r}: is suspended")
+        # two ways to a volume, be it for the time of a reload: neither is cached
+        self.pool.claims.settle()
 
     @property
     def places(self) -> Sequence[Place]:
@@ -90,6 +93,8 @@ class Thin(Target):
 
     def status_line(self, *, noflush: bool = False) -> str:
         pool = self.pool
+        if not noflush:
+            self.context.host.write_down()
         with pool.lock:
             if pool.mode is Mode.FAIL:
                 return "Fail"
@@ -100,8 +105,18 @@ class Thin(Target):
                 return "Error"
         return f"{sectors} {'-' if highest is None else (highest + 1) * pool.block_sectors - 1}"
 
+    def why_direct(self) -> str | None:
+        if self.origin is not None:
+            return "it has an external origin"
+        return self.pool.claims.why_direct(self.volume)
+
+    def claim_cache(self, leave: Callable[[], None], settle: Callable[[], None]) -> Claim:
+        return self.pool.claims.claim(self.volume, self.length * SECTOR, leave, settle)
+
     def resume(self) -> None:
         with self.pool.lock:
+            if self.context.host.adopted:
+                self.pool.claims.adopted.add(self.dev_id)
             self.volume.hosts[self] = (self.context.host, self.context.start * SECTOR)
 
     def postsuspend(self) -> None:

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from userdm.segment import SECTOR, Direct, Intent, Place, Segment
+from userdm.segment import Direct, Intent, Place, Segment, Wait
 from userdm.targets.base import Context, Flushable, Target, TargetError, check_area, count, number
 from userdm.thin.features import WORDS, Features
 from userdm.thin.host import Host
@@ -112,6 +112,7 @@ class ThinPool(Target):
             mine = _pools[key] = _Open(None, host, 1)
         try:
             mine.pool = self._open(block_sectors)
+            mine.pool.claims.restoring = self.context.restoring
         except BaseException:
             with _pools_lock:
                 del _pools[key]
@@ -166,8 +167,11 @@ class ThinPool(Target):
         return self.features.discard and self.features.passdown and super().discards
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
-        after = self.length * SECTOR - offset - length
-        return (Direct(length, self.data, offset, before=offset, after=after),)
+        gate = self.pool.claims.foreign()
+        if gate is not None:
+            return (Wait(length, gate),)
+        # asked every time: what a volume's device has cached must be written down first
+        return (Direct(length, self.data, offset, cacheable=False),)
 
     def above(self, place: Place, offset: int, length: int) -> Iterable[tuple[int, int]]:
         return [(offset, length)] if place is self.data else []
@@ -185,6 +189,8 @@ class ThinPool(Target):
         pool = self.pool
         if _failed(pool):
             return "Fail"
+        if not noflush:
+            pool.write_down()
         if not noflush and not pool.readonly and pool.gate is None:
             with suppress(OSError):  # the status says what became of it
                 pool.commit()
@@ -229,6 +235,9 @@ class ThinPool(Target):
                     "delete ID, set_transaction_id OLD NEW, reserve_metadata_snap, release_metadata_snap",
                 )
         return None
+
+    def restored(self) -> None:
+        self.pool.claims.restored()
 
     def presuspend(self) -> None:
         self.pool.suspend()

@@ -36,6 +36,15 @@ class Host(Protocol):
         """A look at the requests in flight; the result says whether all of them have ended."""
         ...
 
+    @property
+    def adopted(self) -> bool:
+        """Whether a process before us may have had it cached."""
+        ...
+
+    def write_down(self) -> None:
+        """What the kernel caches of the device is written to it."""
+        ...
+
     def writers(self) -> list[str]:
         """Who has the device open for writing and cannot be frozen."""
         ...

@@ -41,6 +41,10 @@ class Messages:
 
         EBUSY, unless forced, when somebody has it open who cannot be frozen.
         """
+        with self._pool.claims.direct(origin):
+            self._create_snap(dev_id, origin, force=force)
+
+    def _create_snap(self, dev_id: int, origin: int, *, force: bool) -> None:
         pool = self._pool
         with pool.lock:
             volume = pool.volumes.get(origin)
@@ -104,9 +108,10 @@ class Messages:
             metadata.set_transaction_id(old, new)
 
     def reserve_metadata_snap(self) -> None:
-        self._pool.commit()
-        with self._change() as metadata:
-            metadata.reserve_metadata_snap()
+        with self._pool.claims.direct(None):
+            self._pool.commit()
+            with self._change() as metadata:
+                metadata.reserve_metadata_snap()
 
     def release_metadata_snap(self) -> None:
         with self._change() as metadata:

@@ -18,6 +18,7 @@ from userdm.pdata.metadata_map import MAX_BLOCKS
 from userdm.segment import SECTOR, Gate, Place
 from userdm.storage import Storage
 from userdm.storage.keep import Keep, NoKeep
+from userdm.thin.claims import Claims
 from userdm.thin.commit import GroupCommit
 from userdm.thin.features import Features
 from userdm.thin.messages import Messages
@@ -73,6 +74,7 @@ class Pool:
         self.water = LowWater(self.metadata, self.modes)
         self.volumes: dict[int, Volume] = {}
         self.messages = Messages(self)
+        self.claims = Claims(self)
         self.gate: Gate | None = Gate()
         """Closed while the pool device is suspended; every volume's requests wait for it."""
         self._commits = GroupCommit(self._commit)
@@ -108,6 +110,13 @@ class Pool:
             self.water.metadata_blocks = metadata_low_water(self.device_metadata_blocks)
             self.features = features
             self.modes.bind(table, features)
+
+    def write_down(self) -> None:
+        """What the kernel caches of the volumes is written to them. The lock is not held."""
+        with self.lock:
+            hosts = [host for volume in self.volumes.values() for host, _ in volume.hosts.values()]
+        for host in hosts:
+            host.write_down()
 
     def check_writable(self) -> None:
         if self.readonly:
@@ -370,6 +379,8 @@ class Pool:
 
     def suspend(self) -> None:
         """Stop every volume: their requests wait from now on; those in flight have ended when this returns."""
+        self.claims.paused = True
+        self.claims.settle()
         with self.lock:
             if self.gate is None:
                 self.gate = Gate()
@@ -388,6 +399,7 @@ class Pool:
             self.modes.ask_again()
             self._wake()
             gate, self.gate = self.gate, None
+            self.claims.paused = False
         if gate is not None:
             gate.open()
 

@@ -51,7 +51,7 @@ class Room:
         """Metadata blocks that the status line does not show as free."""
         return min(MAX_RESERVE, self._pool.nr_metadata_blocks // 10)
 
-    def _ample(self, blocks: int) -> bool:
+    def ample(self, blocks: int) -> bool:
         """Whether everything could be copied, by the change and by the commit again, and more."""
         space = self._pool.space
         spare = space.nr_free - 2 * space.nr_used - self.reserve
@@ -107,7 +107,7 @@ class Room:
 
     def insert(self, thin: ThinMetadata, vblock: int, length: int) -> None:
         """ENOSPC unless a run of blocks can be mapped."""
-        if self._ample(length):
+        if self.ample(length):
             return
         trees = self._pool.trees
         top, bottom = trees.top.depth(self._pool.root), trees.bottom.depth(thin.root)
@@ -122,7 +122,7 @@ class Room:
 
     def remove(self, thin: ThinMetadata, mapped: int) -> None:
         """ENOSPC unless a range of the device, with so many blocks mapped, can be unmapped."""
-        if self._ample(0):
+        if self.ample(0):
             return
         trees = self._pool.trees
         # on both sides of the gap, on each level, a neighbour may be drawn in to fill up
@@ -131,7 +131,7 @@ class Room:
 
     def delete(self, thin: ThinMetadata) -> None:
         """ENOSPC unless the device can be deleted."""
-        if self._ample(0):
+        if self.ample(0):
             return
         pool = self._pool
         copies = 2 * pool.trees.top.depth(pool.root) - 1

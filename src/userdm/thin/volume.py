@@ -259,6 +259,10 @@ class _Request:
         if self.pool.readonly:
             self.out.append(Fail(self.end - low, errno.EIO))
             return None
+        gate = self.pool.claims.admit(self.volume, wanted)
+        if gate is not None:
+            self.out.append(Wait(self.end - low, gate))
+            return None
         new = self.pool.reserve(wanted)
         if isinstance(new, tuple):
             return new
