@@ -215,6 +215,7 @@ class BlockExport:
             self._shown = name, readonly if self._shown is None or readonly is not None else self._shown[1]
 
     def _show(self, name: str, readonly: bool | None) -> None:
+        assert self._connection is not None
         # kernels before 6.16 take the size that the inode had when it was last asked for
         os.fstat(self._mount)
         if self._cached is not None:
