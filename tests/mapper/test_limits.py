@@ -95,6 +95,7 @@ def test_refused_by_the_resume_of_a_later_one(mapper: Mapper, text: str, words: 
     for word in words:
         assert word in str(caught.value)
     assert device.suspended
+    assert device.asleep, "for the next daemon, too"
     assert device.inactive is None
     assert device.size == 4096
     mapper.resume(device)

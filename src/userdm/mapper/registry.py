@@ -343,6 +343,7 @@ class Mapper:
             table.check_limits()
         except OSError:
             device.inactive = None
+            device.asleep = True
             table.close()
             raise
 
