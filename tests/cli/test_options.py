@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from userdm.api.names import MODES, check_name, mangle, unmangle
+from userdm.api.names import MODES, check_name, check_uuid, mangle, unmangle
 from userdm.cli.main import VERBS
 from userdm.cli.options import LONG, SHORT, WrongOption, atoi, parse
 from userdm.cli.session import Failed
@@ -122,6 +122,9 @@ def test_names_in_every_mode() -> None:
         check_name("a" * 128)
     with pytest.raises(OSError, match="Mangled form"):
         check_name("*" * 32)
+    with pytest.raises(OSError, match="Mangled form of the UUID"):
+        check_uuid("u" * 129)
+    assert check_uuid("u" * 128) == "u" * 128
 
 
 @pytest.mark.parametrize(

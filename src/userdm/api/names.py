@@ -29,7 +29,7 @@ _HEX = frozenset(b"0123456789abcdefABCDEF")
 def mangle(text: str, mode: str = "auto", what: str = "name", limit: int = NAME_LEN) -> str:
     """In mode "auto" or "hex", and in fewer than ``limit`` bytes. EINVAL in libdevmapper's words."""
     raw = os.fsencode(text)
-    if _WHITE.issuperset(raw):
+    if _WHITE.issuperset(raw) and len(raw) < limit:
         return text
     out = bytearray()
     plain = coded = False

@@ -180,9 +180,11 @@ class Session:
             raise failure(word, device, error) from None
 
     def info(self, device: Device, *, open_count: bool = True) -> Info | None:
-        """None when there is no such device. ``open_count``: whether anybody wants to know who has it open."""
-        act = self.control.info
-        inactive, open_count = self.flag("inactive"), open_count and not self.flag("noopencount")
+        """None when there is no such device. ``open_count``: whether anybody wants to know who has it open.
+
+        --noopencount means nothing: the kernel has long given the count all the same.
+        """
+        act, inactive = self.control.info, self.flag("inactive")
         return self.ioctl("info", device, act, device, inactive=inactive, open_count=open_count)
 
     def set_read_ahead(self, info: Info) -> None:

@@ -10,6 +10,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterator
+from functools import cmp_to_key
+from itertools import pairwise
 from pathlib import Path
 
 from userdm.export import mountinfo
@@ -20,6 +22,10 @@ _STATX_TYPE = 1
 _S_IFMT, _S_IFBLK = 0o170000, 0o060000
 _STATX = struct.Struct("=28xH98xIIII112x")
 """Of struct statx: mode, rdev major and minor, dev major and minor"""
+
+_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
+"""The number of the system call kcmp(2)."""
+_KCMP_FILE = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,6 +51,11 @@ def _statx(path: str) -> tuple[int, ...]:
 
 def descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, str]]:
     """(pid, path as it was opened) of each descriptor of the device, in each process that we may look at."""
+    return ((pid, path) for pid, _, path in _descriptors(devno))
+
+
+def _descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, int, str]]:
+    """(pid, number, path as it was opened)."""
     for pid in mountinfo.pids():
         folder = f"/proc/{pid}/fd"
         try:
@@ -59,7 +70,22 @@ def descriptors(devno: tuple[int, int]) -> Iterator[tuple[int, str]]:
                 continue
             # sockets, pipes and the like have no path
             if path.startswith("/") and leads_to(link, devno):
-                yield pid, path
+                yield pid, int(number), path
+
+
+def _order(one: tuple[int, int, str], other: tuple[int, int, str]) -> int:
+    """Of two descriptors, by what they are of: 0 when that was opened once, and inherited or duplicated."""
+    answer = _libc.syscall(_KCMP, one[0], other[0], _KCMP_FILE, one[1], other[1]) if _KCMP else -1
+    if answer in (0, 1, 2):
+        return (0, -1, 1)[answer]
+    # not to be asked, or gone meanwhile: taken for two
+    return -1 if one < other else 1
+
+
+def _opens(devno: tuple[int, int]) -> int:
+    """How often open(2) has succeeded, of what is not closed again."""
+    found = sorted(_descriptors(devno), key=cmp_to_key(_order))
+    return len(found) - sum(_order(one, other) == 0 for one, other in pairwise(found))
 
 
 def paths_in(superblock: tuple[int, int]) -> Iterator[str]:
@@ -107,5 +133,5 @@ def count_openers(devno: tuple[int, int], is_claimed: Callable[[], bool]) -> int
     ``is_claimed`` tries to open it exclusively, which sees what no list shows: a lazily unmounted file system,
     swap. It is asked last and only when nothing else was found, since a mount at that very moment would fail.
     """
-    count = sum(1 for _ in descriptors(devno)) + sum(1 for _ in stacked(devno)) + is_mounted(devno)
+    count = _opens(devno) + sum(1 for _ in stacked(devno)) + is_mounted(devno)
     return count or int(is_claimed())
