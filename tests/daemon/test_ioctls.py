@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -194,6 +195,15 @@ def test_list(driver: Driver) -> None:
     assert [(entry.name, entry.uuid) for entry in names] == [("a", None), ("b", None), ("z", None)]
     _, payload = driver(dm.DM_LIST_DEVICES, flags=dm.UUID)
     assert [entry.uuid for entry in lists.unpack_names(payload)] == ["", "", "Z"]
+    # in the order of bytes, whatever they mean, and by what name and uuid begin with
+    for raw in (b"a\xc3\xa9", b"a\x80", b"a\xee\x80\x80", b"a\xff", b"A"):
+        driver(dm.DM_DEV_CREATE, name=os.fsdecode(raw))
+    names = [os.fsencode(entry.name) for entry in lists.unpack_names(driver(dm.DM_LIST_DEVICES)[1])]
+    assert names == sorted(names)
+    _, payload = driver(dm.DM_LIST_DEVICES, name="a")
+    assert len(lists.unpack_names(payload)) == 5
+    _, payload = driver(dm.DM_LIST_DEVICES, uuid="Z")
+    assert [entry.name for entry in lists.unpack_names(payload)] == ["z"]
 
 
 @pytest.mark.parametrize("nr", [dm.DM_LIST_DEVICES, dm.DM_LIST_VERSIONS, dm.DM_TABLE_DEPS])

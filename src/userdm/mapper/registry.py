@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,9 +54,10 @@ class Mapper:
     # finding
 
     def devices(self) -> list[MappedDevice]:
-        """Sorted by name."""
+        """Sorted by the bytes of their names."""
         with self._lock:
-            return [device for _, device in sorted(self._names.items())]
+            names = list(self._names.items())
+        return [device for _, device in sorted(names, key=lambda item: os.fsencode(item[0]))]
 
     def by_number(self, devno: tuple[int, int]) -> MappedDevice | None:
         with self._lock:
