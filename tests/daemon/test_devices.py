@@ -373,3 +373,24 @@ def test_a_device_below_a_suspended_one_can_be_suspended(daemon: Daemon) -> None
             thread.join(SECONDS)
         os.fsync(file)
     assert disk.read_bytes()[:4096] == b"x" * 4096
+
+
+def test_what_is_inherited_was_opened_once(daemon: Daemon) -> None:
+    node = make(daemon, "d", ZERO)
+
+    def count() -> int:
+        info = daemon.control.info("d")
+        assert info is not None
+        return info.open_count
+
+    with node.open("rb") as first, node.open("rb"):
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[first.fileno()])
+        try:
+            assert count() == 2
+            first.close()
+            assert count() == 2, "the child has it still"
+        finally:
+            child.kill()
+            child.wait()
+        assert count() == 1
+    assert count() == 0

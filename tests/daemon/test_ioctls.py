@@ -198,8 +198,8 @@ def test_list(driver: Driver) -> None:
     # in the order of bytes, whatever they mean, and by what name and uuid begin with
     for raw in (b"a\xc3\xa9", b"a\x80", b"a\xee\x80\x80", b"a\xff", b"A"):
         driver(dm.DM_DEV_CREATE, name=os.fsdecode(raw))
-    names = [os.fsencode(entry.name) for entry in lists.unpack_names(driver(dm.DM_LIST_DEVICES)[1])]
-    assert names == sorted(names)
+    found = [os.fsencode(entry.name) for entry in lists.unpack_names(driver(dm.DM_LIST_DEVICES)[1])]
+    assert found == sorted(found)
     _, payload = driver(dm.DM_LIST_DEVICES, name="a")
     assert len(lists.unpack_names(payload)) == 5
     _, payload = driver(dm.DM_LIST_DEVICES, uuid="Z")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from userdm.mapper.registry import Mapper
 
 _NUMBER = re.compile(r"(\d{1,10}):(\d{1,10})", re.ASCII)
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]{1,8}")
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTBLK, errno.ELOOP, errno.ENAMETOOLONG})
 _Identity = tuple[int, int]
 """FileStorage.identity"""
@@ -178,6 +179,8 @@ class Opened:
             place, reference = self._lookup(value, readonly)
         except OSError as error:
             number = errno.ENODEV if error.errno in _NOT_FOUND else error.errno
+            if number == errno.ENODEV and _HEXADECIMAL.fullmatch(value):
+                number = errno.ENXIO  # what is no path is a number to the kernel's name_to_dev_t
             text = f"{argument} {value!r}: {error.strerror}"
             if number == errno.ENODEV:
                 text += ", must be a block device, a regular file or a mapped device"
@@ -229,14 +232,21 @@ class Opened:
             return self.mapper.find(name=saved["name"]) if saved["kind"] == "device" else None
         number = _device_number(value)
         if number is not None:
-            return self.mapper.by_number(number)
+            device = self.mapper.by_number(number)
+            if device is not None and not device.has_loaded:
+                # the kernel makes the disk with the first table
+                raise OSError(errno.ENXIO, f"{device.name} has never had a table")
+            return device
         folder, name = os.path.split(value)
         if name and self._is_mapper_folder(folder):
             # by its name, before anything touches the path: a file that we serve must not be opened by us
             try:
-                return self.mapper.find(name=name)
+                found = self.mapper.find(name=name)
             except OSError as error:
                 raise OSError(errno.ENODEV, error.strerror) from error
+            if not found.has_loaded:
+                raise OSError(errno.ENODEV, f"{name} has never had a table")
+            return found
         try:
             info = os.stat(self._path(value))  # noqa: PTH116
         except OSError:
