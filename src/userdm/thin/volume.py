@@ -134,7 +134,8 @@ class _Request:
         self.block = volume.pool.block_bytes
         self.offset = offset
         self.end = offset + length
-        self.intent = intent
+        self.discard = intent is Intent.DISCARD
+        """Holes stay holes; a write of zeros fills them, as on the kernel, which has to write the zeros."""
         self.origin = origin
         self.out: list[Segment] = []
 
@@ -197,11 +198,7 @@ class _Request:
                 if block in moving:
                     return [Wait(self.end - self.offset, moving[block].gate)]
         # the kernel lets a discard of a read-only pool do nothing; ours may have been asked for zeros
-        discard = self.origin is None and self.pool.features.discard and not self.pool.readonly
-        discard = discard and self.intent is Intent.DISCARD
-        if self.intent is Intent.DISCARD and not discard:
-            self.intent = Intent.ZERO
-        if discard:
+        if self.discard and self.origin is None and self.pool.features.discard and not self.pool.readonly:
             self._unmap()
         for vblock, blocks, pblock, shared in self._pieces():
             if pblock is not None and not shared:
@@ -221,8 +218,7 @@ class _Request:
 
     def _new(self, vblock: int, blocks: int, pblock: int | None) -> bool:
         """Answer for blocks that have no home of their own; False when the answer ends in a wait or an error."""
-        zeros = self.intent is not Intent.WRITE
-        if zeros and pblock is None and self.origin is None:
+        if self.discard and pblock is None and self.origin is None:
             low, high = self._clip(vblock, blocks)
             self.out.append(Zero(high - low))
             return True
