@@ -18,6 +18,8 @@ import userdm
 from support.daemon import SECONDS
 from support.stage import Stage
 
+from .conftest import linear
+
 
 def test_more_descriptors_than_select_knows(stage: Stage) -> None:
     """A few hundred devices are enough; the keeper died with its worker then."""
@@ -91,3 +93,19 @@ def test_a_worker_that_dies_while_it_ends(stage: Stage) -> None:
         time.sleep(0.02)
     assert daemon.control.ping() == keeper
     assert [name for name, _ in daemon.control.devices()] == ["a"]
+
+
+def test_an_upgrade_while_what_others_stand_on_is_suspended(stage: Stage) -> None:
+    """It ended in the middle: the worker took no requests any more, and did not leave."""
+    daemon = stage.daemon
+    low = linear(stage, "low")
+    stage.dm("create", "top", "--table", f"0 2048 linear {low} 0")
+    stage.dm("suspend", "low")
+    stage.dm("suspend", "top")
+    stage.dm("resume", "top")
+    before = daemon.worker_pid
+    stage.dm("daemon", "upgrade")
+    assert daemon.worker_pid != before
+    assert daemon.control.status("low")[0].suspended
+    stage.dm("resume", "low")
+    assert "Traceback" not in daemon.log()

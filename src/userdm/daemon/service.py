@@ -21,6 +21,7 @@ from userdm.daemon.ioctls import Ioctls
 from userdm.daemon.link import Link
 from userdm.daemon.server import Server
 from userdm.daemon.state import StateFile
+from userdm.dataplane import Parked
 from userdm.export.block import KEPT, index_in
 from userdm.export.exporter import DeviceExporter
 from userdm.mapper.registry import Mapper
@@ -172,6 +173,8 @@ class Service:
                 continue
             try:
                 table.flush()
+            except Parked:
+                continue  # so is one that stands on it
             except OSError as error:
                 log.error("%s: flush: %s", device.name, error)
 
@@ -230,7 +233,10 @@ class Service:
             # the one that asks us is a request as well
             if not self._server.wait_idle(DRAIN_SECONDS, except_for=1):
                 log.warning("a request is still under way after %.0f s: it is cut off", DRAIN_SECONDS)
-            self._commit()
+            # a storage that does not answer must not keep us, who take no requests any more
+            commit = threading.Thread(target=self._commit, name="commit", daemon=True)
+            commit.start()
+            commit.join(DRAIN_SECONDS)
             log.info("worker %d leaves", os.getpid())
         self._finished.set()
         return os.getpid()

@@ -103,7 +103,15 @@ class DeviceExporter:
         devices = [export for export in exports if isinstance(export, BlockExport)]
         if not devices:
             return lambda: None
-        return self._freezer.freeze([(export.devno, str(export.node)) for export in devices])
+        thaw = self._freezer.freeze([(export.devno, str(export.node)) for export in devices])
+        try:
+            for export in devices:
+                # the block device's own cache was written; one that is cached below that has it now
+                export.write_down()
+        except BaseException:
+            thaw()
+            raise
+        return thaw
 
     def clear_stale(self, spared: Collection[int] = ()) -> list[str]:
         """Clear away what a daemon with this runtime folder left when it died; it must be dead.

@@ -308,6 +308,8 @@ class MappedDevice:
         for step in steps:
             try:
                 step()
+            except Parked:
+                continue  # what it stands on is suspended: that was flushed then, as far as it was wanted
             except OSError as error:
                 self._unflushed = error
 
