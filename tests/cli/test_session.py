@@ -61,6 +61,7 @@ def comparable(text: str, nodes: str = "/dev/mapper") -> list[tuple[str, list[st
 
 
 @pytest.mark.root
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["session", "reports", "verbs"])
 def test_a_session_reads_as_with_dmsetup(daemon: Daemon, loop: str, name: str, tmp_path: Path) -> None:
     # a program as a shell calls it: one word
