@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from userdm.export.exporter import DeviceExporter
+from userdm.export.loop import LOOP_CTL_REMOVE, LoopDevice
 
 from .backends import Awkward, MiB, failing_at, memory, raises, sh, wait_for
 
@@ -191,3 +193,39 @@ def test_fio_verifies(exporter: DeviceExporter, mapper_dir: Path) -> None:
         "--rw=randwrite", "--bs=512-64k", "--size=16m", "--verify=crc32c", "--do_verify=1", "--fsync=32",
         "--verify_state_save=0",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["any number", "this number"])
+def test_a_number_that_somebody_takes_before_it_is_bound(
+    exporter: DeviceExporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """Whoever looks for a free loop device (losetup -f) may find ours: it is his, and he keeps it. We took it away."""
+    his = tmp_path / "his"
+    his.write_bytes(bytes(MiB))
+    taken: list[str] = []
+    bind = LoopDevice.bind
+
+    def late(loop: LoopDevice, file: int, tag: str) -> None:
+        if not taken:
+            taken.append(loop.node)
+            sh("losetup", loop.node, his)
+        bind(loop, file, tag)
+
+    monkeypatch.setattr(LoopDevice, "bind", late)
+    try:
+        if wanted:
+            free = next(
+                number for number in range(20_000, 40_000, 16) if not Path(f"/sys/dev/block/7:{number}").exists()
+            )
+            with raises(errno.EBUSY):
+                exporter.create("vol", memory(), free)
+        else:
+            export = exporter.create("vol", memory(), None)
+            assert str(export.node) not in taken  # type: ignore[union-attr]
+            export.remove()
+        assert str(his) in sh("losetup", "--noheadings", "-O", "BACK-FILE", taken[0])
+    finally:
+        sh("losetup", "-d", taken[0])
+        index = int(taken[0].removeprefix("/dev/loop"))
+        with open("/dev/loop-control", "rb") as control:
+            fcntl.ioctl(control, LOOP_CTL_REMOVE, index)

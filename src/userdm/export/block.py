@@ -18,7 +18,7 @@ from userdm.export.cached import CachedMode
 from userdm.export.connection import Connection
 from userdm.export.helper import Helper
 from userdm.export.holders import count_openers
-from userdm.export.loop import PATIENCE, LoopDevice
+from userdm.export.loop import PATIENCE, LoopDevice, Taken
 from userdm.export.nodes import Nodes
 from userdm.export.records import Record, Records, diskseq
 from userdm.mapper.device import MappedDevice
@@ -26,6 +26,8 @@ from userdm.storage.keep import Keep, Kept
 
 log = logging.getLogger(__name__)
 OWNER = (0, 0)
+TRIES = 16
+"""Loop devices that somebody else may take from us, one after the other, before we give up."""
 CLIENT_SECONDS = 1.0
 """How long a client that renames nodes itself may take over it."""
 PARKED_SECONDS = 0.2
@@ -89,6 +91,16 @@ class BlockExport:
             self._adopt(kept, minor)
 
     def _make(self, minor: int | None) -> None:
+        """A new one, of this number or any. EBUSY when somebody takes it before it is bound."""
+        for left in reversed(range(TRIES)):
+            try:
+                self._try_to_make(minor)
+                return
+            except Taken:
+                if minor is not None or not left:
+                    raise
+
+    def _try_to_make(self, minor: int | None) -> None:
         self._loop = LoopDevice.reserve(minor)
         self._number_it()
         try:
@@ -105,6 +117,10 @@ class BlockExport:
                 self._cached.start()
             if self._keep.lasting and self._connection.file.resend:
                 self._keep.put(self._key, [fuse, self._mount], self._note())
+        except Taken:
+            self._end_connection()
+            self._records.forget(self._loop.index)
+            raise
         except BaseException:
             with contextlib.suppress(OSError):
                 self._loop.unbind()
@@ -366,17 +382,20 @@ class BlockExport:
         self.abandon()
         return False
 
+    def _end_connection(self) -> None:
+        if self._mount >= 0:
+            os.close(self._mount)
+            self._mount = -1
+        if self._connection is not None and not self._connection.join():
+            log.error("%s: a serving thread is held up in its storage", self.node)
+
     def _take_down(self, patience: float = PATIENCE) -> None:
         """End the connection and remove the loop device, as far as they got."""
         if self._cached is not None:
             self._cached.end()
         # first: as long as somebody has the mount open, the connection does not end
         self._keep.drop(self._key)
-        if self._mount >= 0:
-            os.close(self._mount)
-            self._mount = -1
-        if self._connection is not None and not self._connection.join():
-            log.error("%s: a serving thread is held up in its storage", self.node)
+        self._end_connection()
         try:
             self._loop.delete(patience)
             self._records.forget(self._loop.index)

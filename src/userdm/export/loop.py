@@ -83,6 +83,10 @@ def _control() -> Iterator[int]:
         yield control
 
 
+class Taken(OSError):
+    """Whoever looked for a free loop device has found one that we had added and not bound yet: it is his."""
+
+
 class LoopDevice:
     """A loop device that is ours, from its reservation to its removal."""
 
@@ -159,7 +163,12 @@ class LoopDevice:
         """Bind it to an open file, for direct I/O. The tag is there for whoever clears up after us."""
         info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_DIRECT_IO, tag.encode()[:63], b"", b"", 0, 0)
         with _opened(self.node, os.O_RDWR) as fd:
-            fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, UNSIZED_BLOCK_SIZE, info))
+            try:
+                fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, UNSIZED_BLOCK_SIZE, info))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise Taken(errno.EBUSY, f"{self.node} was bound by somebody else first") from None
+                raise
         if not self.direct:
             raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
 
