@@ -29,6 +29,24 @@ def test_two_tables_being_loaded_make_no_loop() -> None:
     mapper.close()
 
 
+def test_a_table_that_is_being_closed_has_nothing_to_revoke() -> None:
+    """A pool below, with its lock held, may still look at the table that was live a moment ago."""
+    mapper = Mapper()
+    mapper.attached["s"] = MemoryStorage(1 << 20)
+    device = mapper.create("d")
+    mapper.load(device, [Line(0, 8, "linear", "s 0"), Line(8, 8, "linear", "s 8")])
+    mapper.resume(device)
+    table = device.live
+    assert table is not None
+    place = table.places[0]
+    assert table.above(place, 0, 8192) == [(0, 4096), (4096, 4096)]
+    closing = table.entries[1].target.close
+    table.entries[1].target.close = lambda: (closing(), found.append(table.above(place, 0, 8192)))  # type: ignore
+    found: list[object] = []
+    mapper.close()
+    assert found == [[(0, 4096)]]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_device_that_is_being_removed_gets_no_new_user(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     mapper = Mapper()

@@ -229,8 +229,9 @@ class Table:
     def above(self, place: Place, offset: int, length: int) -> list[tuple[int, int]]:
         """Which bytes of the table lie on these bytes of ``place``, as (offset, length) pairs."""
         found: list[tuple[int, int]] = []
-        for entry, start in zip(self.entries, self._starts, strict=True):
+        for entry in self.entries:  # which may be closed meanwhile: then nobody is given an answer of it any more
             if any(mine is place for mine in entry.target.places):
+                start = entry.start * SECTOR
                 found += [(start + low, size) for low, size in entry.target.above(place, offset, length)]
         return found
 
