@@ -111,8 +111,19 @@ class MappedDevice:
         gate = self.gate
         if gate is not None:
             return [Wait(length, gate)]
-        table = self.live
-        if table is None or offset < 0 or offset + length > table.size:
+        # a request from a device above is not waited for by a swap of tables: it must not find its table in pieces
+        thread = threading.get_ident()
+        while (table := self.live) is not None:
+            table.inside[thread] = None
+            try:
+                if self.live is table:
+                    return self._ask(table, offset, length, intent)
+            finally:
+                table.inside.pop(thread, None)
+        return [Fail(length, errno.EIO)]
+
+    def _ask(self, table: Table, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
+        if offset < 0 or offset + length > table.size:
             return [Fail(length, errno.EIO)]
         if not table.readonly:
             return table.resolve(offset, length, intent)

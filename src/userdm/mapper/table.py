@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,8 @@ class Table:
         self._holders: int = 0
         self._closed = False
         self._let_go = threading.Condition()
+        self.inside: dict[int, None] = {}
+        """The threads that are asking it where bytes are, of this device or of one above."""
 
     @classmethod
     def build(cls, lines: Iterable[Line], opened: Opened, *, readonly: bool, secret: bool = False) -> Table:
@@ -267,6 +270,8 @@ class Table:
         with self._let_go:
             self._closed = True
             self._let_go.wait_for(lambda: self._holders == 0)
+        while self.inside:  # nobody comes any more: it is not the live one
+            time.sleep(0.0005)
         failure: OSError | None = None
         while self.entries:
             try:
