@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from userdm import Pool, Thin
+from userdm.dataplane.plane import BlockingWorker
 
 BLOCK = 65536
 MakePool = Callable[..., Pool]
@@ -376,3 +377,29 @@ def test_a_size_that_cannot_be_makes_nothing(make_pool: MakePool, size: int) -> 
     with pytest.raises(ValueError, match=f"size {size}: must be a multiple of 512"):
         pool.create_thin(0, size)
     pool.create_thin(0, 512)
+
+
+def test_a_block_that_is_written_in_place_is_not_moved_by_others(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose snapshots are gone, a block is written where it is, also past the target; nobody may copy it meanwhile."""
+    pool = make_pool()
+    thin = pool.create_thin(0, BLOCK)
+    put(thin, 0, b"a" * BLOCK)
+    pool.create_snap(1, thin).close()
+    pool.delete(1)
+    assert pool.device.live is not None
+    engine = pool.device.live.entries[0].target.pool  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 60
+    while engine.settling and time.monotonic() < deadline:
+        time.sleep(0.001)
+    where = engine.volumes[0].metadata.lookup(0)[0]
+    first, second = BlockingWorker(thin.device.worker()), BlockingWorker(thin.device.worker())
+    first.write(0, b"b" * 512)
+    # a commit is being settled: for a moment, whether a block is ours alone cannot be told
+    monkeypatch.setattr(type(engine), "settling", True)
+    thin.device.plane.fence()
+    second.write(512, b"c" * 512)
+    assert engine.volumes[0].metadata.lookup(0) == (where, False)
+    monkeypatch.undo()
+    assert get(thin, 0, BLOCK) == b"b" * 512 + b"c" * 512 + b"a" * (BLOCK - 1024)

@@ -216,6 +216,21 @@ class ThinMetadata:
             self._count(length - self._replaced)
         pool.log(Kind.MAP, self.dev_id, vblock, pblock, length)
 
+    def renew(self, vblock: int, pblock: int) -> None:
+        """The block, which is `exclusive`, is mapped as if it were new: not shared, until the next snapshot.
+
+        Nobody who comes after us needs to know: at worst the block is taken for shared again. ENOSPC: unchanged.
+        """
+        pool = self.pool
+        self._check()
+        pool.check_writable()
+        pool.room.insert(self, vblock, 1)
+        with pool.all_or_broken():
+            pool.own(self)
+            value = (pblock << TIME_BITS) | pool.time
+            self.root = pool.trees.bottom.insert(self.root, vblock, value.to_bytes(8, "little"))
+            pool.touch(self)
+
     def _count(self, change: int) -> None:
         """So many blocks more are mapped."""
         mapped = self.details.mapped_blocks + change

@@ -226,6 +226,9 @@ class _Request:
         while at < end:
             old = None if pblock is None else pblock + at - vblock
             if old is not None and self._exclusive(at):
+                # from now on it is not even taken for shared: nobody may move it while others write where it is
+                self.volume.metadata.renew(at, old)
+                self.pool.changed()
                 self._mapped(at, 1, old, True)
                 at += 1
                 continue
