@@ -32,7 +32,7 @@ def eventually(what: Callable[[], bool]) -> None:
 
 
 def gone(daemon: Daemon, name: str) -> Callable[[], bool]:
-    return lambda: daemon.control.info(name) is None and not (daemon.nodes / name).exists()
+    return lambda: daemon.control.info(name) is None and not os.path.lexists(daemon.nodes / name)
 
 
 def is_deferred(daemon: Daemon, name: str) -> bool:
@@ -220,3 +220,36 @@ def test_a_mounted_file_system_goes_with_its_umount(daemon: Daemon) -> None:
         stage.sh("e2fsck", "-fn", disk)
     finally:
         stage.close()
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_last_close_may_come_while_nobody_serves(daemon: Daemon, wait: bool) -> None:
+    if not ROOT:
+        pytest.skip("needs root: a worker that can be replaced")
+    node = make(daemon, "a")
+    with node.open("rb"):
+        daemon.control.remove("a", deferred=True)
+        pid = daemon.kill_worker()
+        if wait:
+            eventually(lambda: daemon.worker_pid != pid)
+            assert is_deferred(daemon, "a")
+    eventually(gone(daemon, "a"))
+
+
+def test_a_mark_is_taken_back_after_a_takeover(daemon: Daemon) -> None:
+    if not ROOT:
+        pytest.skip("needs root: a worker that can be replaced")
+    node, other = make(daemon, "a"), make(daemon, "b")
+    with node.open("rb") as file, other.open("rb"):
+        daemon.control.remove("a", deferred=True)
+        daemon.control.remove("b", deferred=True)
+        daemon.control.message("b", 0, "@cancel_deferred_remove")
+        pid = daemon.kill_worker()
+        eventually(lambda: daemon.worker_pid != pid)
+        daemon.control.message("a", 0, "@cancel_deferred_remove")
+        assert file.read(4096) == bytes(4096)
+    time.sleep(0.5)
+    for name in "ab":
+        assert not is_deferred(daemon, name)
+        with (daemon.nodes / name).open("rb") as file:
+            assert file.read(4096) == bytes(4096)

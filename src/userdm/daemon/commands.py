@@ -259,7 +259,7 @@ COMMANDS = {
     dm.DM_TABLE_DEPS: Command(table_deps),
     dm.DM_TABLE_STATUS: Command(table_status),
     dm.DM_LIST_VERSIONS: Command(list_versions, one_name=False),
-    dm.DM_TARGET_MSG: Command(target_msg, changes=True),
+    dm.DM_TARGET_MSG: Command(target_msg),
     dm.DM_DEV_SET_GEOMETRY: Command(dev_set_geometry, changes=True, silent=True),
     dm.DM_DEV_ARM_POLL: Command(dev_arm_poll),
     dm.DM_GET_TARGET_VERSION: Command(get_target_version),

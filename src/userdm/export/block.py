@@ -200,6 +200,7 @@ class BlockExport:
         self._connection.file.closed = later
         if not self._loop.bound:
             if later is not None:
+                self._take_names()
                 return  # its last close has come
             log.warning("%s: was about to be taken away, and is bound again", self.node)
             self._bind()
@@ -211,6 +212,10 @@ class BlockExport:
         if self._shown is not None:
             self._show(*self._shown)
             self.settle()
+        self._take_names()
+
+    def _take_names(self) -> None:
+        """Names that lead to the device and are not, or no longer, its own."""
         for name in self._nodes.leading_to(self.node):
             if name != self._name:
                 self._nodes.take(name, self.node, self.devno)
@@ -367,8 +372,7 @@ class BlockExport:
     def abandon(self) -> None:
         mount.abort(self._number)
         self._hide()
-        for name in self._nodes.leading_to(self.node):
-            self._nodes.take(name, self.node, self.devno)
+        self._take_names()
         self._loop.unbind(when_closed=True)
         self._take_down(patience=0)
 

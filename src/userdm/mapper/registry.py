@@ -202,6 +202,7 @@ class Mapper:
             if device.deferred_remove and not device.removed:
                 device.export.stay()
                 device.deferred_remove = False
+                self.changed()
             elif device.removed:
                 raise OSError(errno.EBUSY, f"{device.name} is being removed")
 
