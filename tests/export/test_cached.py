@@ -324,6 +324,61 @@ def test_a_full_pool_fails_the_very_write(stage: CachedStage) -> None:
     stage.message("delete 0")
 
 
+def test_a_full_pool_that_queues_goes_on_when_it_grows(stage: CachedStage) -> None:
+    stage.big_pool(size=768)
+    node = stage.volume(size=2048)
+    stage.until_cached("thin")
+    blocks = 768 * 16
+    # scattered over one block more than there are; the one after the last waits
+    writer = Stomper(node, blocks + 1, stride=BLOCK_PAGES)
+    writer.start()
+    writer.until(blocks)
+    assert stage.is_direct("thin")
+    time.sleep(0.3)
+    assert writer.completed == blocks
+    assert " out_of_data_space " in stage.dm("status", "pool")
+    with (stage.base / "pool.data").open("ab") as file:
+        file.truncate(1536 << 20)
+    line = stage.dm("table", "pool").split()
+    line[1] = str(1536 * MIB_SECTORS)
+    stage.dm("reload", "pool", "--table", " ".join(line))
+    stage.dm("resume", "pool")
+    writer.until(blocks + 2000)
+    stage.until_cached("thin")
+    writer.until(writer.completed + 500)
+    last = writer.stop()
+    writer.check(node, last, last)
+
+
+def test_an_error_of_the_disk_comes_with_the_next_flush(stage: CachedStage) -> None:
+    """The pool's data file lies on a file system that is full: what a disk with a volatile write cache does."""
+    small = stage.base / "small"
+    small.mkdir()
+    stage.sh("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small)
+    stage.mounts.append(small)
+    (stage.base / "pool.data").symlink_to(small / "data")
+    stage.big_pool(size=256)
+    node = stage.volume(size=64)
+    stage.until_cached("thin")
+    with DirectFile(node) as file:
+        for page in range(4096):
+            try:
+                file.write(page, page + 1)
+            except OSError:
+                break  # it has gone direct by now
+        with pytest.raises(OSError) as caught:
+            file.flush()
+        assert caught.value.errno in (errno.EIO, errno.ENOSPC)
+        stage.until_direct("thin", "a request failed a moment ago")
+        # what is read is what is there: the lost bytes are not shown out of the cache
+        found = [file.read(page) for page in range(4096)]
+        assert set(found) > {0}
+        stage.dm("suspend", "thin")
+        stage.dm("resume", "thin")
+        assert [file.read(page) for page in range(4096)] == found
+    stage.dm("remove", "thin", "pool")
+
+
 def test_another_volume_takes_the_space(stage: CachedStage) -> None:
     """What was cached was promised a block before a direct writer gets the last one."""
     stage.big_pool(size=256, features="error_if_no_space")

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from userdm.segment import Gate
+from userdm.thin.modes import Mode
 from userdm.thin.room import LEAF
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ LEAST_PAGES = 1024
 OVERSHOOT = 2048
 """Pages by which a writer may pass the kernel's limit before he is held up, and some more."""
 MARGIN = 64
-"""A new claim leaves so many blocks free, or this part of the pool, so that it is not called back at once."""
+MARGIN_PART = 64
+"""A new claim leaves so many blocks free, and this part of the pool, so that it is not called back at once."""
 FOREIGN_SECONDS = 10.0
 """Who has read or written the pool device itself will do so again."""
 
@@ -90,8 +92,8 @@ class Claims:
         pool = self._pool
         if self.paused or pool.gate is not None:
             return "its pool is suspended"
-        if pool.readonly:
-            return "its pool is read-only"
+        if pool.mode is not Mode.WRITE:
+            return "its pool is read-only" if pool.readonly else "its pool is out of space"
         if volume.users != 1:
             return "another table has the volume as well"
         if self._held[volume.metadata.dev_id] or self._held[None]:
@@ -140,10 +142,13 @@ class Claims:
             return None if volume.metadata.dev_id in self.adopted else self._gate
         if not self._claims:
             return None
-        if self._fits(wanted, volume):
+        mine = any(claim.volume is volume for claim in self._claims)
+        data = self._pool.metadata.data
+        # who finds no free block now may put the pool into another mode, in which a claim is worth nothing
+        if self._fits(wanted, volume) and (mine or data.nr_free - data.nr_held >= wanted):
             return None
         self._revoke()
-        return None if any(claim.volume is volume for claim in self._claims) else self._gate
+        return None if mine else self._gate
 
     def _revoke(self) -> None:
         for claim in self._claims:
@@ -165,13 +170,15 @@ class Claims:
             claim = Claim(volume, -(-size // pool.block_bytes), leave, settle)
             metadata = pool.metadata
             claimed = sum(other.blocks for other in self._claims)
-            margin = max(MARGIN, metadata.nr_data_blocks // MARGIN)
+            margin = max(MARGIN, metadata.nr_data_blocks // MARGIN_PART)
             spare = metadata.free_data_blocks - self._floor() - margin - claimed
             exposed = claim.exposed
             if exposed and (exposed > spare or not self._has_nodes(claimed + exposed)):
                 # half of it, so that others find some, too
-                claim.pages = (spare // 2 - OVERSHOOT) // 2
-                if claim.pages < LEAST_PAGES or not self._has_nodes(claimed + claim.blocks):
+                claim.pages = max(0, (spare // 2 - OVERSHOOT) // 2)
+                while claim.pages and not self._has_nodes(claimed + claim.blocks):
+                    claim.pages //= 2
+                if claim.pages < LEAST_PAGES:
                     raise OSError(errno.ENOSPC, "its pool has too little space to spare")
             self._claims.append(claim)
             return claim
