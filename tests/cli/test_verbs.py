@@ -235,11 +235,16 @@ def test_select_goes_on_after_a_failure(daemon: Daemon) -> None:
 def test_what_table_says_create_takes(daemon: Daemon) -> None:
     daemon.userdm("create", "a,b", "-u", "u;v", "--table", "0 8 zero\n8 8 error")
     daemon.userdm("create", "c", "-r", "--table", "0 8 error")
-    said = daemon.userdm("table", "--concise").stdout
+
+    def concise() -> str:
+        # without the numbers: by the time that they are asked for again, somebody else may have them
+        return re.sub(r",\d+,(r[ow])", r",,\1", daemon.userdm("table", "--concise").stdout)
+
+    said = concise()
     daemon.userdm("remove_all")
     assert daemon.userdm("ls").stdout == "No devices found\n"
     daemon.userdm("create", "--concise", stdin=said)
-    assert daemon.userdm("table", "--concise").stdout == said
+    assert concise() == said
 
 
 def test_a_devices_keys_are_not_shown() -> None:
