@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import SECONDS, Daemon
+from support.daemon import Daemon, eventually
 from support.stage import Stage
 
 ZERO = [(0, 2048, "zero", "")]
@@ -22,13 +22,6 @@ def make(daemon: Daemon, name: str, lines: list[tuple[int, int, str, str]] = ZER
     daemon.control.load(name, lines)
     daemon.control.resume(name)
     return daemon.nodes / name
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < end, "it does not come to be"
-        time.sleep(0.02)
 
 
 def gone(daemon: Daemon, name: str) -> Callable[[], bool]:

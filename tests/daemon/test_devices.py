@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import SECONDS, Daemon
+from support.daemon import SECONDS, Daemon, eventually
 from userdm.abi import dm_ioctl as dm
 from userdm.abi import lists
 from userdm.abi.dm_ioctl import Header
@@ -53,13 +53,6 @@ def fails(number: int, act: Callable[[], object]) -> None:
     with pytest.raises(OSError) as caught:
         act()
     assert caught.value.errno == number, caught.value
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not what():
-        assert time.monotonic() < end, "it does not come to be"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from support.check import check_file
@@ -37,6 +37,14 @@ def missing() -> str | None:
     elif shutil.which("fusermount3") is None:
         return "fusermount3 (package fuse3)"
     return None
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Wait until it is so, for as long as a command of a test may take."""
+    end = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < end, "it does not come to be"
+        time.sleep(0.02)
 
 
 class Daemon:
