@@ -109,3 +109,30 @@ def test_an_upgrade_while_what_others_stand_on_is_suspended(stage: Stage) -> Non
     assert daemon.control.status("low")[0].suspended
     stage.dm("resume", "low")
     assert "Traceback" not in daemon.log()
+
+
+def test_a_full_runtime_folder(stage: Stage) -> None:
+    """What cannot be written down keeps nobody from taking over, nor from ending: an end got stuck half way."""
+    daemon = stage.daemon
+    daemon.run.mkdir()
+    stage.sh("mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", daemon.run)
+    try:
+        keeper = daemon.start()
+        stage.dm("create", "a", "--table", "0 8 zero")
+        worker = daemon.worker_pid
+        node = os.open(stage.node("a"), os.O_RDONLY | os.O_DIRECT)
+        try:
+            with (daemon.run / "fill").open("wb", buffering=0) as file, pytest.raises(OSError):
+                while True:
+                    file.write(bytes(512))
+            os.kill(worker, signal.SIGKILL)
+            with mmap.mmap(-1, 4096) as aligned:
+                assert os.preadv(node, [aligned], 0) == 4096
+        finally:
+            os.close(node)
+        assert daemon.control.ping() == keeper
+        assert [name for name, _ in daemon.control.devices()] == ["a"]
+        stage.dm("daemon", "stop")
+        daemon.wait_for_end(keeper)
+    finally:
+        stage.sh("umount", "-l", daemon.run)

@@ -197,7 +197,7 @@ class Service:
             # the one that asks us to stop is a request as well
             if not self._server.wait_idle(DRAIN_SECONDS, except_for=1):
                 log.warning("a request is still under way after %.0f s", DRAIN_SECONDS)
-            self._state.close()
+            _try("state", self._state.close)
             self._close()
             log.info("stopped, %d devices are kept for the next daemon", len(devices))
         self._finished.set()
@@ -211,7 +211,7 @@ class Service:
                 with device.control:
                     _try(device.name, device.go)
         _try("closing", lambda: self._mapper.close(lambda text: log.warning("%s", text)))
-        self._exporter.close()
+        _try("exports", self._exporter.close)
         left = self._mapper.devices()
         while left:
             top = next((device for device in left if not device.users), left[0])

@@ -62,9 +62,11 @@ class StateFile:
 
     def close(self) -> None:
         """Write once more; from then on what happens to the devices is not the state's business."""
-        self.save()
-        with self._lock:
-            self._closed = True
+        try:
+            self.save()
+        finally:
+            with self._lock:
+                self._closed = True
 
     def read(self) -> list[dict[str, Any]]:
         """The devices of this boot's state. Another boot's is nothing; one that cannot be read is put aside."""
@@ -104,7 +106,11 @@ class StateFile:
                 log.error("%s is not brought back: %s; it was %s", saved["name"], reason, _for_the_log(saved))
             with self._lock:
                 del self._waiting[saved["name"]]
-        self.save()
+        try:
+            self.save()
+        except OSError as error:
+            # what is in the file is what was brought back
+            log.error("the state is not saved: %s", error)
         return lost
 
 
