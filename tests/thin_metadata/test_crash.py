@@ -92,6 +92,7 @@ def step_if_room(pool: PoolMetadata, rng: random.Random) -> None:
 def test_a_cut_at_every_event(seed: int) -> None:
     run = workload(seed)
     assert len(run.states) > 3
+    assert len(run.storage.events) >= LEAST
     rng = random.Random(seed)
     for at, image in run.storage.cuts(rng):
         done = max(number for number, end in enumerate(run.ends) if end <= at)
