@@ -128,9 +128,12 @@ class Daemon:
 
     def kill_worker(self) -> int:
         """kill -9 of the process that serves, as a crash would; its pid. Another one takes over."""
-        pid = self.worker_pid
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        while True:
+            pid = self.worker_pid
+            with contextlib.suppress(ProcessLookupError):  # dead already, and the keeper has not yet said so
+                os.kill(pid, signal.SIGKILL)
+                return pid
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """kill -9 of everything, as a crash would, and wait for its end."""

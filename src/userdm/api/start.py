@@ -138,8 +138,7 @@ def kill_daemon(runtime_dir: str) -> tuple[int | None, list[str]]:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
         finally:
             os.close(fd)
-        # its worker dies with it, and holds the lock until it is gone
-        if not wait_end(pid, KILL_SECONDS) or not wait_unlocked(runtime_dir, KILL_SECONDS):
+        if not wait_end(pid, KILL_SECONDS):
             raise DaemonError(errno.EBUSY, f"pid {pid} was killed and is not gone after {KILL_SECONDS:.0f} s")
     result = _daemon(runtime_dir, "--clear")
     if result.returncode != 0:

@@ -45,7 +45,7 @@ def take_lock(runtime_dir: Path) -> Lock | None:
     end = time.monotonic() + START_SECONDS
     while not lock.take():
         # it may be starting, or about to end
-        if answers(runtime_dir):
+        if not free_the_dead(runtime_dir) and answers(runtime_dir):
             lock.close()
             return None
         if time.monotonic() > end:
@@ -54,6 +54,27 @@ def take_lock(runtime_dir: Path) -> Lock | None:
             )
         time.sleep(0.05)
     return lock
+
+
+def free_the_dead(runtime_dir: Path) -> bool:
+    """Whether the daemon is dead, although its lock is still held: by a worker with a thread in the kernel that waits
+    for an answer on one of its own devices. Nobody will give it, so it gets an error."""
+    try:
+        pid = int((runtime_dir / runtime.PID).read_text())
+        if b"userdm.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return False
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESRCH) or not (runtime_dir / runtime.PID).exists():
+            return False
+    from userdm.export import mount
+    from userdm.export.records import Records
+
+    for record in Records(runtime_dir).read():
+        with contextlib.suppress(OSError):  # ended by itself
+            mount.abort(record.connection)
+    return True
 
 
 def serve(runtime_dir: Path, lock: Lock, tell: Callable[[str], None], *, foreground: bool) -> int:
@@ -123,8 +144,10 @@ def clear(runtime_dir: Path) -> int:
     from userdm.export.exporter import DeviceExporter
 
     lock = Lock(runtime_dir)
-    if not lock.take():
-        raise OSError(errno.EBUSY, f"a daemon runs for {runtime_dir}")
+    while not lock.take():
+        if not free_the_dead(runtime_dir):
+            raise OSError(errno.EBUSY, f"a daemon runs for {runtime_dir}")
+        time.sleep(0.05)
     with contextlib.closing(lock):
         exporter = DeviceExporter(runtime_dir, choose_mapper_dir(runtime_dir), as_root=os.geteuid() == 0)
         for line in exporter.clear_stale():
@@ -151,15 +174,24 @@ def start_in_background(runtime_dir: Path) -> int:
     return 1
 
 
-def tell_pipe(pipe: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # whoever started us has given up
-        os.write(pipe, text.encode(errors="replace"))
-    os.close(pipe)
+class Starter:
+    """Whoever started us, at the other end of a pipe: told once."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def tell(self, text: str) -> None:
+        if self._pipe >= 0:
+            with contextlib.suppress(OSError):  # he has given up
+                os.write(self._pipe, text.encode(errors="replace"))
+            os.close(self._pipe)
+            self._pipe = -1
 
 
 def become_daemon(runtime_dir: Path, ready: int) -> None:
     """In the child: leave the session, the folder and every descriptor of whoever started us. Never returns."""
     status = 1
+    starter = Starter(ready)
     try:
         os.setsid()
         os.chdir("/")
@@ -172,15 +204,13 @@ def become_daemon(runtime_dir: Path, ready: int) -> None:
                     os.close(number)
         lock = take_lock(runtime_dir)
         if lock is None:
-            os.write(ready, b"ready")
+            starter.tell("ready")
+            status = 0
         else:
-            status = serve(runtime_dir, lock, lambda text: tell_pipe(ready, text), foreground=False)
-            os._exit(status)
-        status = 0
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.write(ready, describe(error).encode(errors="replace"))
-    except BaseException:
+            status = serve(runtime_dir, lock, starter.tell, foreground=False)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            starter.tell(describe(error))
         open_log(runtime_dir, foreground=False)
         log.exception("the daemon ends")
     os._exit(status)

@@ -8,9 +8,9 @@ imported everything, and then waits for its turn: "go", which comes when there i
 is kept, one thing after the other, brings the devices back, and says "ready". From there on it puts and drops.
 
 A worker that is killed may not be able to end: one of its threads sits in the kernel and waits for an answer on a
-device that the worker itself served, and that only the next one can give. So the next one starts when the *first
-thread* is gone, which never does anything that waits, and is told which processes before it are not quite gone yet
-(`userdm.daemon.predecessors`).
+device that the worker itself served, and that only the next one can give. So with "loaded" comes a descriptor of a
+thread that does nothing at all; when that is gone, the next worker starts, and is told which processes before it are
+not quite gone yet (`userdm.daemon.predecessors`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ from userdm.abi import runtime
 from userdm.daemon.folders import listen
 from userdm.daemon.packets import Message, pair, readable, receive, send
 
-PIDFD_THREAD = os.O_EXCL
-"""Of pidfd_open(2), kernel 6.9: look at this thread alone, not at its whole process."""
 LONGEST_PAUSE = 5.0
 """Seconds between two workers that die before they are ready."""
 END_SECONDS = 0.2
-"""How long the rest of a worker may take to end after its first thread, before it counts as held up."""
+"""How long the rest of a worker may take to end after its idle thread, before it counts as held up."""
 LAST_WORDS = 4000
 
 
@@ -50,11 +48,9 @@ class Worker:
         self.ready = False
         self.leaving = False
         self.failure: str | None = None
+        self.idle_thread = -1
+        """A pidfd; there from "loaded" on, where the kernel has such for threads."""
         self._stderr = stderr
-        try:
-            self.first_thread = os.pidfd_open(pid, PIDFD_THREAD)
-        except OSError:
-            self.first_thread = os.pidfd_open(pid)
 
     def last_words(self) -> str:
         """Why it did not start, as far as it could say so."""
@@ -66,8 +62,9 @@ class Worker:
 
     def close(self) -> None:
         self.sock.close()
-        for fd in (self.first_thread, self._stderr):
-            os.close(fd)
+        for fd in (self.idle_thread, self._stderr):
+            if fd >= 0:
+                os.close(fd)
         if self.asker is not None:
             self.asker.close()
 
@@ -125,7 +122,7 @@ class Keeper:
         for worker in filter(None, (self._current, self._next)):
             if fd == worker.sock.fileno():
                 self._hear(worker)
-            elif fd == worker.first_thread:
+            elif fd == worker.idle_thread:
                 self._dies(worker)
 
     def _timeout(self) -> float | None:
@@ -173,12 +170,11 @@ class Keeper:
                 raise
         worker = Worker(pid, ours, words, asker)
         self._poll.register(worker.sock, select.POLLIN)
-        self._poll.register(worker.first_thread, select.POLLIN)
         return worker
 
     def _dies(self, worker: Worker) -> None:
-        """The first thread is gone. The others follow at once, unless one is held up."""
-        self._poll.unregister(worker.first_thread)
+        """The idle thread is gone. The others follow at once, unless one is held up."""
+        self._poll.unregister(worker.idle_thread)
         if worker is self._current and self._dying_until is None:
             self._dying_until = time.monotonic() + END_SECONDS
 
@@ -202,8 +198,8 @@ class Keeper:
     def _bury(self, worker: Worker, *, gone: bool) -> None:
         while readable(worker.sock) and self._hear(worker):
             pass  # what it said before it died
-        for fd in (worker.sock.fileno(), worker.first_thread):
-            with contextlib.suppress(KeyError):
+        for fd in (worker.sock.fileno(), worker.idle_thread):
+            with contextlib.suppress(KeyError, ValueError):
                 self._poll.unregister(fd)
         if worker is self._next:
             self._next = None
@@ -212,16 +208,19 @@ class Keeper:
         else:
             self._current, self._dying_until = None, None
             (self._runtime_dir / runtime.WORKER).unlink(missing_ok=True)
+        if self._over is None and self._current is None:
+            self._succeed(worker)
         if gone:
             worker.close()
         else:
             self._held_up.append(worker)
-        if self._over is not None or self._current is not None:
-            return
-        if not self._started and not worker.ready:
-            self._over = worker.last_words()
-            return
-        if not worker.loaded or (worker.failure is not None and not worker.ready):
+
+    def _succeed(self, worker: Worker) -> None:
+        """Nobody serves: somebody must, unless it was the first that failed."""
+        if not worker.ready and not worker.leaving:
+            if not self._started:
+                self._over = worker.last_words()
+                return
             self._say(f"worker {worker.pid} did not start: {worker.last_words()}")
         if self._next is not None:
             self._let_go_on()
@@ -287,6 +286,9 @@ class Keeper:
 
     def _is_loaded(self, worker: Worker, value: object, message: Message, fds: list[int]) -> None:
         worker.loaded = True
+        if fds:
+            worker.idle_thread = fds[0]
+            self._poll.register(fds[0], select.POLLIN)
         if worker.asker is not None:
             self._answer(worker, "")
         self._let_go_on()

@@ -42,9 +42,9 @@ class Link:
 
     # ---- from the start to being ready --------------------------------------------------------------------------
 
-    def loaded(self) -> tuple[Message, list[int]]:
+    def loaded(self, idle_thread: int | None) -> tuple[Message, list[int]]:
         """Say so, and wait for our turn: what the keeper says then, with the listening socket and its stderr."""
-        return self._ask({"loaded": True})
+        return self._ask({"loaded": True}, [] if idle_thread is None else [idle_thread])
 
     def inherit(self, before: list[int]) -> None:
         """Take over everything that is kept. ``before``: processes that are dead and not quite gone."""
@@ -66,7 +66,7 @@ class Link:
     def take(self, key: str) -> Kept | None:
         with self._lock:
             kept = self._inherited.pop(key, None)
-        if kept is not None:
+        if kept is not None and key.startswith("storage:"):
             self.predecessors.let_go_of(kept.fds)
         return kept
 

@@ -32,7 +32,7 @@ Identity = tuple[int, int]
 
 
 class Predecessors:
-    """``pids``: children of the keeper whose first thread is dead."""
+    """``pids``: children of the keeper that are dead."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._left: dict[int, int] = {}
@@ -53,6 +53,12 @@ class Predecessors:
         while not self.gone():
             time.sleep(PAUSE)
 
+    def wait_still(self) -> None:
+        """Return when each thread that is left waits in the kernel: one that is on its way out of there may yet take a
+        request from a connection, and nobody would answer that."""
+        while not self.gone() and any(_moves(pid) for pid in list(self._left)):
+            time.sleep(PAUSE)
+
     def let_go_of(self, fds: Iterable[int]) -> None:
         """Return when none of them can write any more to what these descriptors are open on."""
         if self.gone():
@@ -68,6 +74,19 @@ def _identity(info: os.stat_result) -> Identity | None:
     return (info.st_dev, info.st_ino) if stat.S_ISREG(info.st_mode) else None
 
 
+def _moves(pid: int) -> bool:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+        return any(_state(f"/proc/{pid}/task/{thread}") not in "DZX" for thread in threads)
+    except OSError:
+        return True  # one has just ended: look again
+
+
+def _state(folder: str) -> str:
+    with open(f"{folder}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 def _writes(pid: int, wanted: set[Identity]) -> bool:
     try:
         threads = os.listdir(f"/proc/{pid}/task")
@@ -78,8 +97,7 @@ def _writes(pid: int, wanted: set[Identity]) -> bool:
 
 def _thread_writes(folder: str, wanted: set[Identity]) -> bool:
     try:
-        with open(f"{folder}/stat", encoding="utf-8", errors="replace") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+        state = _state(folder)
         if state in "ZX":
             return False
         with open(f"{folder}/syscall", encoding="ascii") as file:

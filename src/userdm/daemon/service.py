@@ -75,7 +75,7 @@ class Service:
                 failures.append(error)
                 log.exception("restore")
 
-        # not in the main thread, which must be able to die at any moment, and goes on when a storage does not answer
+        # in a thread of its own, since a storage may not answer before somebody resumes a device
         thread = threading.Thread(target=body, name="restore", daemon=True)
         thread.start()
         thread.join(RESTORE_SECONDS)
@@ -99,6 +99,8 @@ class Service:
         link = self._link
         spared = set() if link is None else {index_in(link.note(key)) for key in link.left(KEPT)}
         self._clear_stale(spared)
+        if link is not None:
+            link.predecessors.wait_still()
         self._lost = self._state.restore()
         self._mapper.restored()
         if link is not None:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 from userdm.abi import runtime
@@ -22,6 +23,8 @@ from userdm.daemon.log import open_log
 from userdm.daemon.service import Service, describe
 
 PR_SET_PDEATHSIG = 1
+PIDFD_THREAD = os.O_EXCL
+"""Of pidfd_open(2), kernel 6.9: look at this thread alone, not at its whole process."""
 
 log = logging.getLogger("userdm.daemon")
 
@@ -32,6 +35,18 @@ def die_with(keeper: int) -> None:
         os._exit(1)
 
 
+def idle_thread() -> int | None:
+    """A descriptor of a thread that never waits for a device, by which the keeper sees that we are dead. Not of the
+    first one: kernels from 6.15 on tell of its end only when the others have ended, too."""
+    thread = threading.Thread(target=threading.Event().wait, name="idle", daemon=True)
+    thread.start()
+    assert thread.native_id is not None
+    try:
+        return os.pidfd_open(thread.native_id, PIDFD_THREAD)
+    except OSError:
+        return None
+
+
 def main(arguments: list[str]) -> None:
     """Never returns: a thread that is held up in a storage must not keep us."""
     sock, lock, keeper = map(int, arguments)
@@ -39,7 +54,7 @@ def main(arguments: list[str]) -> None:
     for fd in (sock, lock):
         os.set_inheritable(fd, False)
     link = Link(socket.socket(fileno=sock))
-    go, fds = link.loaded()
+    go, fds = link.loaded(idle_thread())
     listener = socket.socket(fileno=fds[0])
     os.dup2(fds[1], 2)
     os.close(fds[1])

@@ -84,6 +84,8 @@ class BlockExport:
         self._whole = True
         """Served, and its loop device as it must be: not so between `_adopt` and `recover`."""
         self._shown: tuple[str, bool | None] | None = None
+        self._to_stay = False
+        """A removal was cut short; until that is taken back, which stops the queue, the last close unbinds the loop."""
         kept = keep.take(f"{KEPT}{minor}") if minor is not None else None
         if kept is None:
             self._make(minor)
@@ -192,7 +194,7 @@ class BlockExport:
             if self._cached is not None:
                 self._cached.start()
 
-    def recover(self, later: Callable[[], None] | None = None) -> None:
+    def recover(self, later: Callable[[], None] | None, *, suspended: bool) -> None:
         if self._whole:
             return
         assert self._connection is not None
@@ -204,13 +206,13 @@ class BlockExport:
                 return  # its last close has come
             log.warning("%s: was about to be taken away, and is bound again", self.node)
             self._bind()
-        elif later is None:
-            self._loop.stay()
+        self._to_stay = later is None and self._loop.goes_with_last_close
         backend = self._backend
         if self._loop.has_size():
             self._limits = (self._loop.block_size, backend.granularity, backend.discards)
         if self._shown is not None:
             self._show(*self._shown)
+        if not suspended:
             self.settle()
         self._take_names()
 
@@ -260,6 +262,9 @@ class BlockExport:
         assert self._connection is not None
         if not self._whole:
             return
+        if self._to_stay and not self._connection.parked:
+            self._to_stay = False
+            self._loop.stay()
         backend = self._backend
         if self._limits == (backend.block_size, backend.granularity, backend.discards) or self._connection.parked:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 from userdm.export.protocol import HEADER_ROOM, OUT_HEADER
 
@@ -20,11 +21,17 @@ class Buffer:
     __slots__ = ("capacity", "memory", "request", "_data")
 
     def __init__(self, capacity: int, *, populated: bool = False) -> None:
-        """``populated``: with every page in memory at once. A thread that is killed may still take a request; what it
-        cannot put into memory without a page fault, the kernel fails with EIO, instead of sending it again."""
+        """``populated``: with every page in memory at once, and for good. A thread that is killed may still take a
+        request; what it cannot put into memory without a page fault, the kernel fails with EIO, and does not send
+        again. A fork would share the pages, and a huge page may replace them: both end in such faults."""
         self.capacity = capacity
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if populated else 0)
-        self.memory = mmap.mmap(-1, PAGE + capacity, flags)
+        self.memory = mmap.mmap(-1, PAGE + capacity, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if populated:
+            self.memory.madvise(mmap.MADV_DONTFORK)
+            with suppress(OSError):  # a kernel without huge pages
+                self.memory.madvise(mmap.MADV_NOHUGEPAGE)
+            # not by MAP_POPULATE, which does nothing where mlockall(2) was told MCL_ONFAULT
+            self.memory[::PAGE] = bytes(-(-len(self.memory) // PAGE))
         self.request = memoryview(self.memory)[START:]
         self._data: dict[int, tuple[memoryview, memoryview]] = {}
 

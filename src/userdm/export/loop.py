@@ -198,6 +198,12 @@ class LoopDevice:
     def bound(self) -> bool:
         return (_sys(self.index) / "loop/backing_file").exists()
 
+    @property
+    def goes_with_last_close(self) -> bool:
+        with suppress(OSError):
+            return (_sys(self.index) / "loop/autoclear").read_text().strip() == "1"
+        return False
+
     def has_size(self) -> bool:
         return (_sys(self.index) / "size").read_text().strip() != "0"
 

@@ -57,6 +57,9 @@ class Records:
         except FileNotFoundError:
             return
         for path in paths:
+            if path.suffix == ".new":
+                path.unlink(missing_ok=True)  # whoever was writing it is dead
+                continue
             with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
                 fields = json.loads(path.read_text())
                 record = Record(**fields)

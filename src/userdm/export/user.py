@@ -129,7 +129,7 @@ class UserExport:
     def serve(self) -> None:
         """It does, from its mount on."""
 
-    def recover(self, later: Callable[[], None] | None = None) -> None:
+    def recover(self, later: Callable[[], None] | None, *, suspended: bool) -> None:
         """Nothing is taken over without root."""
 
     def abandon(self) -> None:

@@ -76,7 +76,7 @@ class Export(Protocol):
         whoever has it open must find the table that he knows, and a closed gate closed."""
         ...
 
-    def recover(self, later: Callable[[], None] | None = None) -> None:
+    def recover(self, later: Callable[[], None] | None, *, suspended: bool) -> None:
         """Bring what was taken over to what it must be, whatever the process before us was at when it died: only when
         that can do nothing any more. ``later``: as in `remove`, of one that is to go with its last close."""
         ...
@@ -140,7 +140,7 @@ class NoExport:
     def serve(self) -> None:
         pass
 
-    def recover(self, later: Callable[[], None] | None = None) -> None:
+    def recover(self, later: Callable[[], None] | None, *, suspended: bool) -> None:
         pass
 
     def abandon(self) -> None:

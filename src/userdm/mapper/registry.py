@@ -179,7 +179,8 @@ class Mapper:
                 if device.removed:
                     continue
                 try:
-                    device.export.recover(self.reap_soon if device.deferred_remove else None)
+                    later = self.reap_soon if device.deferred_remove else None
+                    device.export.recover(later, suspended=device.suspended)
                 except OSError as error:
                     log.error("%s: %s", device.name, error)
 
