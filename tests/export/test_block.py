@@ -229,3 +229,23 @@ def test_a_number_that_somebody_takes_before_it_is_bound(
         index = int(taken[0].removeprefix("/dev/loop"))
         with open("/dev/loop-control", "rb") as control:
             fcntl.ioctl(control, LOOP_CTL_REMOVE, index)
+
+
+def test_a_number_that_somebody_removes_before_it_is_bound(
+    exporter: DeviceExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another daemon that clears up after one that died with a device of this number."""
+    removed: list[str] = []
+    bind = LoopDevice.bind
+
+    def late(loop: LoopDevice, file: int, tag: str) -> None:
+        if not removed:
+            removed.append(loop.node)
+            loop.delete(1)
+        bind(loop, file, tag)
+
+    monkeypatch.setattr(LoopDevice, "bind", late)
+    export = exporter.create("vol", memory(), None)
+    assert len(removed) == 1
+    export.activate("vol", False)
+    export.remove()

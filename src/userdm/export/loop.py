@@ -162,13 +162,16 @@ class LoopDevice:
     def bind(self, file: int, tag: str) -> None:
         """Bind it to an open file, for direct I/O. The tag is there for whoever clears up after us."""
         info = INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, LO_FLAGS_DIRECT_IO, tag.encode()[:63], b"", b"", 0, 0)
-        with _opened(self.node, os.O_RDWR) as fd:
-            try:
+        try:
+            with _opened(self.node, os.O_RDWR) as fd:
                 fcntl.ioctl(fd, LOOP_CONFIGURE, CONFIG.pack(file, UNSIZED_BLOCK_SIZE, info))
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    raise Taken(errno.EBUSY, f"{self.node} was bound by somebody else first") from None
-                raise
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise Taken(errno.EBUSY, f"{self.node} was bound by somebody else first") from None
+            if error.errno in (errno.ENXIO, errno.ENOENT):
+                # by who clears up after a daemon that died with a device of this number
+                raise Taken(errno.EBUSY, f"{self.node} was removed by somebody else first") from None
+            raise
         if not self.direct:
             raise OSError(errno.EOPNOTSUPP, f"{self.node}: the kernel does no direct I/O to a FUSE file")
 
