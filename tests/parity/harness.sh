@@ -194,6 +194,9 @@ sum() {
 # sectors FILE: its size
 sectors() { blockdev --getsz "$1"; }
 
+# queue NAME FILE: what /sys says of its queue
+queue() { cat "/sys/dev/block/$(dmsetup info -c --noheadings -o devno "$1")/queue/$2"; }
+
 # pool [TABLE WORDS]: a pool of 32 MiB over $B, its metadata on $M, blocks of 64 KiB, or with these words after them
 pool() { dmsetup create pool --table "0 65536 thin-pool $M $B 128 ${*:-0}"; }
 

@@ -67,6 +67,7 @@ class Ours:
         self.env = {
             **daemon.env,
             "PATH": f"{bin_folder}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "LC_ALL": "C",
             "D": str(daemon.nodes),
             "T": str(self.temporary),
         }
