@@ -5,17 +5,23 @@ Table line:
     <start> <length> striped <number of stripes> <chunk size> <device> <offset> [<device> <offset> ...]
 
 ``chunk size`` and ``offset`` are in sectors. The length is a multiple of number times chunk size.
-Status: the number of stripes, each device, and an A (alive) for each.
+Status: the number of stripes, each device, and for each an A (alive), or a D when a request to it has failed.
+The first errors of each stripe are events.
 Kernel document: Documentation/admin-guide/device-mapper/striped.rst.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 
 from userdm.segment import SECTOR, Direct, Intent, Place, Segment
 from userdm.targets.base import MAX_SECTOR, Context, Target, TargetError, check_area, count, number
+from userdm.targets.watched import Watched
+
+MOST_EVENTS = 15
+"""DM_IO_ERROR_THRESHOLD of dm-stripe.c: from that error on a stripe makes no event."""
 
 
 class Striped(Target):
@@ -46,13 +52,27 @@ class Striped(Target):
                 "a device and an offset for each stripe",
             )
         self.stripes: list[tuple[Place, int]] = []
+        self._watched: list[Watched] = []
+        self._errors = [0] * stripes
+        self._errors_lock = threading.Lock()
         for index in range(stripes):
             device, offset = arguments[2 + 2 * index : 4 + 2 * index]
             start = number(f"offset of stripe {index}", offset, 0, MAX_SECTOR)
             place = context.open(f"device of stripe {index}", device)
             check_area(context, f"device of stripe {index}", device, place, start, width)
             self.stripes.append((place, start))
+            self._watched.append(Watched(place, self._hears(index)))
         self._chunk_bytes = self.chunk * SECTOR
+
+    def _hears(self, index: int) -> Callable[[], None]:
+        def failed() -> None:
+            with self._errors_lock:
+                self._errors[index] += 1
+                event = self._errors[index] < MOST_EVENTS
+            if event:
+                self.context.host.event()
+
+        return failed
 
     @property
     def places(self) -> Sequence[Place]:
@@ -64,14 +84,14 @@ class Striped(Target):
 
     def resolve(self, offset: int, length: int, intent: Intent) -> Sequence[Segment]:
         out: list[Segment] = []
-        chunk_bytes, stripes = self._chunk_bytes, self.stripes
+        chunk_bytes, stripes, watched = self._chunk_bytes, self.stripes, self._watched
         while length > 0:
             chunk, within = divmod(offset, chunk_bytes)
             row, column = divmod(chunk, len(stripes))
-            place, start = stripes[column]
+            _, start = stripes[column]
             piece = min(length, chunk_bytes - within)
             where = start * SECTOR + row * chunk_bytes + within
-            out.append(Direct(piece, place, where, before=within, after=chunk_bytes - within - piece))
+            out.append(Direct(piece, watched[column], where, before=within, after=chunk_bytes - within - piece))
             offset, length = offset + piece, length - piece
         return out
 
@@ -92,14 +112,17 @@ class Striped(Target):
 
     def status_line(self, *, noflush: bool = False) -> str:
         devices = " ".join(self.context.describe(place) for place, _ in self.stripes)
-        return f"{len(self.stripes)} {devices} 1 {'A' * len(self.stripes)}"
+        return f"{len(self.stripes)} {devices} 1 {self._states()}"
+
+    def _states(self) -> str:
+        return "".join("D" if errors else "A" for errors in self._errors)
 
     def measure_line(self) -> str:
         version = "%d.%d.%d" % self.version
         stripes = "".join(
             f",stripe_{index}_device_name={self.context.describe(place)},stripe_{index}_physical_start={start},"
-            f"stripe_{index}_status=A"
-            for index, (place, start) in enumerate(self.stripes)
+            f"stripe_{index}_status={state}"
+            for index, ((place, start), state) in enumerate(zip(self.stripes, self._states(), strict=True))
         )
         what = f"stripes={len(self.stripes)},chunk_size={self.chunk}"
         return f"target_name={self.name},target_version={version},{what}{stripes};"
