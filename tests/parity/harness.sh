@@ -183,7 +183,7 @@ await() {
 # fill FILE SEED FIRST COUNT: write that many KiB from that KiB on, bytes that depend on the seed; direct
 fill() {
     [ -s "$T/seed$2" ] || yes "$2" | head -c 1048576 >"$T/seed$2"
-    dd if="$T/seed$2" of="$1" bs=1k seek="$3" count="$4" oflag=direct conv=notrunc status=none
+    dd if="$T/seed$2" of="$1" bs=1k seek="$3" count="$4" oflag=direct conv=notrunc,nocreat status=none
 }
 
 # sum FILE FIRST COUNT: the checksum of that many KiB; direct

@@ -37,11 +37,11 @@ def create_device(
     wanted = Device(name, uuid=uuid, devno=number)
     info = session.ioctl("create", wanted, control.create, name, uuid, minor=None if number is None else number[1])
     if lines:
-        # by its number from here on, as libdevmapper does, so that a message has it
+        # the load goes by its number, as libdevmapper does it, so that a message has it
         device, named = Device(devno=info.devno), Device(name, devno=info.devno)
         try:
             session.ioctl("reload", named, control.load, device, lines, readonly=readonly)
-            info = session.ioctl("resume", named, control.resume, device)
+            info = session.ioctl("resume", Device(name), control.resume, device)
         except Failed as failed:
             raise _revert(session, device, named, failed) from None
     session.set_read_ahead(info)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from userdm.abi.runtime import mapper_dirs
 from userdm.cli.blockdev import chosen, read_ahead
 from userdm.cli.session import Failed, Session
 
@@ -44,6 +47,10 @@ def show(session: Session, info: Info) -> None:
     ]
     if ahead is None:
         del lines[2]
+    if not tables:
+        # where libdevmapper looks for the read-ahead of a device that has none yet, and says so
+        sys.stdout.flush()
+        sys.stderr.write(f"{mapper_dirs()[0]}/{info.name}: open failed: No such file or directory\n")
     session.write("".join(f"{style.quiet(f'{name}:')}{' ' * (18 - len(name))}{value}\n" for name, value in lines))
     session.write(f"{style.quiet('UUID:')} {session.shown(info.uuid, 'UUID')}\n\n" if info.uuid else "\n")
 
