@@ -90,3 +90,17 @@ def test_what_it_had_promised_is_kept(cached: CachedStage) -> None:
     last = mine.stop()
     cached.sh("dd", "if=/dev/null", f"of={one}", "conv=notrunc,fsync", "status=none")
     mine.check(one, last, last)
+
+
+def test_an_upgrade_under_a_writer(cached: CachedStage) -> None:
+    cached.big_pool()
+    node = cached.volume(size=16)
+    writer = Stomper(node, 512, stride=3)
+    writer.start()
+    for _ in range(3):
+        cached.until_cached("thin")
+        writer.until(writer.completed + 300)
+        cached.dm("daemon", "upgrade")
+    last = writer.stop()
+    writer.check(node, last, last)
+    cached.until_cached("thin")
