@@ -21,6 +21,9 @@ def test_an_idle_mount(stage: Stage) -> None:
     point = stage.mount(node)
     (point / "before").write_text("before")
     keeper = stage.daemon.control.ping()
+    ours = Path("/proc/self/oom_score_adj").read_text()
+    scores = [Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in (keeper, stage.daemon.worker_pid)]
+    assert scores == ["-1000\n", ours] or scores == [ours, ours]  # where it cannot be lowered
     with (point / "open").open("wb") as file:
         for round_ in range(3):
             old = stage.daemon.kill_worker()

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import sys
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,22 @@ MCL_FUTURE = 2
 MCL_ONFAULT = 4
 PR_SET_IO_FLUSHER = 57
 SWITCH_SECONDS = 0.0005
+
+
+def set_oom_score(adjustment: int | None) -> int | None:
+    """How likely we are to be killed for want of memory (-1000: never); returns what it was, None when unknown.
+
+    A child begins with its parent's.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    try:
+        before = int(path.read_text())
+        if adjustment is not None:
+            path.write_text(str(adjustment))
+    except OSError as error:
+        log.info("%s: %s", path, error.strerror)
+        return None
+    return before
 
 
 def harden() -> None:

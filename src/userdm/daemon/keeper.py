@@ -27,6 +27,7 @@ from pathlib import Path
 
 from userdm.abi import runtime
 from userdm.daemon.folders import listen
+from userdm.daemon.harden import set_oom_score
 from userdm.daemon.packets import Message, pair, readable, receive, send
 
 LONGEST_PAUSE = 5.0
@@ -91,6 +92,8 @@ class Keeper:
         self._started = False
         self._over: str | None = None
         """Why this is the end: empty after a bye."""
+        self._oom_score = set_oom_score(-1000)
+        """The worker's: that may be killed."""
         self._poll = select.poll()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         (runtime_dir / runtime.PID).write_text(f"{os.getpid()}\n")
@@ -240,6 +243,7 @@ class Keeper:
             self._listener = listen(self._runtime_dir)
         before = [each.pid for each in self._held_up]
         go: Message = {"foreground": self._foreground, "before": before, "replaced": self._replaced}
+        go["oom_score"] = self._oom_score
         self._replaced += 1
         with contextlib.suppress(OSError):  # it died: that is seen elsewhere
             send(worker.sock, go, [self._listener.fileno(), 2])

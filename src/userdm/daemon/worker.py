@@ -17,7 +17,7 @@ from pathlib import Path
 
 from userdm.abi import runtime
 from userdm.daemon.folders import choose_mapper_dir
-from userdm.daemon.harden import harden
+from userdm.daemon.harden import harden, set_oom_score
 from userdm.daemon.link import Link
 from userdm.daemon.log import open_log
 from userdm.daemon.service import Service, describe
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
         runtime_dir = Path(runtime.runtime_dir())
         open_log(runtime_dir, foreground=go["foreground"])
         harden()
+        set_oom_score(go.get("oom_score"))
         os.umask(0o022)
         link.inherit(go["before"])
         service = Service(runtime_dir, choose_mapper_dir(runtime_dir), listener, link, replaced=go["replaced"])
