@@ -39,5 +39,6 @@ userdm remove vol 2>&1 | sed -n 1p
 exec 3<&-
 userdm remove snap vol pool
 ls "$nodes"
+userdm daemon upgrade 2>&1 | sed -n 1p
 userdm daemon stop
 userdm daemon status 2>&1 | sed "s|$1|HERE|"

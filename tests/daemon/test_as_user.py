@@ -41,6 +41,7 @@ dead
 0 32768 thin 240:N 1
 hello
 device-mapper: remove ioctl on vol  failed: Device or resource busy
+userdm: without root nothing outlives the daemon: stop it, and start it again
 stopped; the next start brings 0 devices back
 userdm: no daemon runs for HERE/userdm
 Command failed.
