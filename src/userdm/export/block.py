@@ -104,6 +104,7 @@ class BlockExport:
 
     def _try_to_make(self, minor: int | None) -> None:
         self._loop = LoopDevice.reserve(minor)
+        self._records.write(Record(self._loop.index, 0, 0))
         self._number_it()
         try:
             fuse = os.open(mount.DEV_FUSE, os.O_RDWR | os.O_CLOEXEC)

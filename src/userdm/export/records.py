@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Record:
-    """``connection`` is fusectl's number; ``diskseq`` 0 where the kernel has none (before 5.15)."""
+    """``connection`` is fusectl's number, 0 before there is one; ``diskseq`` 0 where there is none (before 5.15)."""
 
     index: int
     connection: int
