@@ -22,6 +22,7 @@ class Link:
         self._sock = sock
         self._lock = threading.Lock()
         self._inherited: dict[str, Kept] = {}
+        self._taken: set[str] = set()
         self.predecessors = Predecessors([])
 
     def _tell(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -64,34 +65,45 @@ class Link:
     # ---- Keep ---------------------------------------------------------------------------------------------------
 
     def take(self, key: str) -> Kept | None:
+        """As often as somebody asks, until it is put anew or dropped, or `settled` says that nobody will: what fails to
+        come back at first must not come back the second time without what was kept for it."""
         with self._lock:
-            kept = self._inherited.pop(key, None)
-        if kept is not None and key.startswith("storage:"):
+            kept = self._inherited.get(key)
+            if kept is None:
+                return None
+            self._taken.add(key)
+            kept = Kept(tuple(os.dup(fd) for fd in kept.fds), kept.note)
+        if key.startswith("storage:"):
             self.predecessors.let_go_of(kept.fds)
         return kept
 
     def put(self, key: str, fds: Sequence[int], note: str = "") -> None:
         self._ask({"put": key, "note": note}, fds)
+        self._forget(key)
 
     def drop(self, key: str) -> None:
         self._ask({"drop": key})
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            kept = self._inherited.pop(key, None)
+        for fd in kept.fds if kept is not None else ():
+            os.close(fd)
 
     def left(self, prefix: str = "") -> list[str]:
         """What nobody has taken."""
         with self._lock:
-            return [key for key in self._inherited if key.startswith(prefix)]
+            return [key for key in self._inherited if key.startswith(prefix) and key not in self._taken]
 
     def note(self, key: str) -> str:
         with self._lock:
             return self._inherited[key].note
 
-    def let_go(self, key: str) -> None:
-        """Of what nobody has taken."""
-        with self._lock:
-            kept = self._inherited.pop(key)
-        self.drop(key)
-        for fd in kept.fds:
-            os.close(fd)
+    def settled(self) -> None:
+        """Everything that comes back is back. What nobody has taken was dropped."""
+        for key in list(self._inherited):
+            self._forget(key)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 

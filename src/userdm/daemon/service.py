@@ -109,9 +109,10 @@ class Service:
             left = link.left()
             for key in left:
                 log.info("%s was kept, and nothing needs it any more", key)
-                link.let_go(key)
+                link.drop(key)
             if any(key.startswith(KEPT) for key in left):
                 self._clear_stale(set())
+            link.settled()
         # what waited for an opener that has gone meanwhile need not wait any longer
         self._mapper.reap_soon()
 
