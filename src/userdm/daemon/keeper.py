@@ -32,6 +32,8 @@ from userdm.daemon.packets import Message, pair, readable, receive, send
 
 LONGEST_PAUSE = 5.0
 """Seconds between two workers that die before they are ready."""
+LOOK_SECONDS = 0.5
+"""How long a dead first thread may go unnoticed where the kernel does not tell."""
 END_SECONDS = 0.2
 """How long the rest of a worker may take to end after its idle thread, before it counts as held up."""
 LAST_WORDS = 4000
@@ -109,6 +111,7 @@ class Keeper:
             for fd, _ in self._poll.poll(self._timeout()):
                 self._woken(fd)
             self._reap()
+            self._look_at_first_thread()
             if not self._started and self._current is not None and self._current.ready:
                 self._started = True
                 tell("ready")
@@ -128,8 +131,20 @@ class Keeper:
             elif fd == worker.idle_thread:
                 self._dies(worker)
 
+    def _look_at_first_thread(self) -> None:
+        """Since 6.15 the kernel tells of the first thread's end only when all others have ended, too: then a worker
+        with a thread that is held up would be waited for by its successor, for whom that thread waits."""
+        worker = self._current
+        if worker is None or self._dying_until is not None:
+            return
+        with contextlib.suppress(OSError), open(f"/proc/{worker.pid}/stat", encoding="utf-8", errors="replace") as file:
+            if file.read().rpartition(")")[2].split()[0] in "ZX":
+                self._dies(worker)
+
     def _timeout(self) -> float | None:
         moments = [moment for moment in (self._start_at, self._dying_until) if moment is not None]
+        if self._current is not None and self._dying_until is None:
+            moments.append(time.monotonic() + LOOK_SECONDS)
         return max(0.0, (min(moments) - time.monotonic()) * 1000 + 1) if moments else None
 
     # ---- workers come and go ------------------------------------------------------------------------------------

@@ -53,9 +53,10 @@ def _clear_block(record: Record, records: Records, nodes: Nodes) -> str:
         # a dead device may be open for long: there is a next time
         delete(record.index, patience=0.2)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno == errno.EBUSY:
+            return f"{device} is dead and still open"
+        if error.errno != errno.ENODEV:  # somebody else has removed it
             raise
-        return f"{device} is dead and still open"
     records.forget(record.index)
     return f"{device} was left over and is removed"
 
