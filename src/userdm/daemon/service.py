@@ -97,6 +97,8 @@ class Service:
 
     def _restore(self) -> None:
         link = self._link
+        if link is not None and not link.predecessors.gone():
+            self._exporter.abort_unfinished()
         spared = set() if link is None else {index_in(link.note(key)) for key in link.left(KEPT)}
         self._clear_stale(spared)
         if link is not None:

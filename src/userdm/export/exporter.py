@@ -7,10 +7,11 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from userdm.dataplane import Backend
-from userdm.export import stale
+from userdm.export import mount, stale
 from userdm.export.block import BlockExport
 from userdm.export.freezer import Freezer
 from userdm.export.helper import Helper
@@ -112,6 +113,14 @@ class DeviceExporter:
             thaw()
             raise
         return thaw
+
+    def abort_unfinished(self) -> None:
+        """Of devices in the making, whose maker died and cannot end: it waits for an answer that nobody else can give.
+        It still has the connections open, so their numbers are no other's."""
+        for record in self._records.read():
+            if not record.diskseq:
+                with suppress(OSError):
+                    mount.abort(record.connection)
 
     def clear_stale(self, spared: Collection[int] = ()) -> list[str]:
         """Clear away what a daemon with this runtime folder left when it died; it must be dead.
