@@ -19,6 +19,10 @@ from userdm.targets.zero import Zero
 def test_two_tables_being_loaded_make_no_loop() -> None:
     mapper = Mapper()
     a, b = mapper.create("a"), mapper.create("b")
+    for device in (a, b):
+        # one that never had a table is nothing to stand on
+        mapper.load(device, [Line(0, 8, "zero", "")])
+        mapper.resume(device)
     first, second = Opened(mapper, a), Opened(mapper, b)
     first.open("device", "/dev/mapper/b", readonly=False)
     with pytest.raises(OSError, match="loop") as caught:
