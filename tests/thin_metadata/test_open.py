@@ -144,7 +144,7 @@ def test_data_block_sizes_that_are_not_allowed(sectors: int) -> None:
     assert not any(content(storage))
 
 
-@pytest.mark.parametrize(("size", "number"), [(0, errno.EINVAL), (4095, errno.EINVAL), (15 * 4096, errno.ENOSPC)])
+@pytest.mark.parametrize(("size", "number"), [(0, errno.EINVAL), (4095, errno.EINVAL), (7 * 4096, errno.ENOSPC)])
 def test_a_device_too_small(size: int, number: int) -> None:
     with pytest.raises(OSError) as error:
         PoolMetadata.open(MemoryStorage(size), 128)

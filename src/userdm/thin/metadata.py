@@ -30,8 +30,8 @@ __all__ = ["Details", "PoolMetadata", "Run", "SealedCommit", "ThinMetadata"]
 
 MAX_DEV_ID = (1 << 24) - 1
 
-MIN_BLOCKS = 16
-"""Metadata blocks that formatting takes, with a few for the first commit."""
+MIN_BLOCKS = 8
+"""Metadata blocks that formatting takes. What data blocks want besides is found at the resume, as on the kernel."""
 
 
 class HeldRoot(Block):
@@ -120,6 +120,10 @@ class PoolMetadata:
             if whole:
                 raise OSError(
                     errno.EINVAL, f"metadata device has {blocks} blocks, too few: expected {metadata.nr_blocks}"
+                )
+            if metadata.bitmap_root >= blocks:
+                raise OSError(
+                    errno.EIO, f"metadata device has {blocks} blocks, its index is block {metadata.bitmap_root}"
                 )
             readonly = True
         for what, root, most in (("metadata", metadata, MAX_BLOCKS), ("data", data, MAX_DATA_BLOCKS)):
