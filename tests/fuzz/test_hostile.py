@@ -350,10 +350,16 @@ def test_paths_are_the_callers(watch: Watch) -> None:
     root = watch.daemon.base / "root"
     root.mkdir()
     (root / "disk").write_bytes(b"his" + bytes(4093))
+    for name in ("linked to", "relative"):
+        (root / name.replace(" ", "-")).write_bytes(name.encode().ljust(4096, b"\0"))
+    # a link begins at his root, too
+    (root / "link").symlink_to("/linked-to")
+    (root / "folder").mkdir()
     outside = watch.daemon.base / "outside"
     outside.write_bytes(bytes(4096))
     control = watch.daemon.control
-    for name in ("his", "not his"):
+    paths = {"his": "/disk", "not his": str(outside), "linked to": "/link", "relative": "../relative"}
+    for name in paths:
         control.create(name)
     connections = [Guest(watch.daemon) for _ in range(2)]
     child = os.fork()
@@ -366,29 +372,30 @@ def test_paths_are_the_callers(watch: Watch) -> None:
             os.chroot(root)
             os.chdir("/")
             numbers = []
-            for name, path in (("his", "/disk"), ("not his", str(outside))):
+            for name, path in paths.items():
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
                     sock.settimeout(SECONDS)
                     os.fchdir(folder)
                     sock.connect("control")
-                    os.chdir("/")
+                    os.chdir("/folder")
                     assert frames.receive_greeting(sock) == 0
                     payload = tables.pack_load([(0, 8, "linear", f"{path} 0")])
                     sock.sendall(ioctl(dm.DM_TABLE_LOAD, payload, name=name, target_count=1))
                     numbers.append(frames.receive_reply(sock)[0])
-            os._exit(0 if numbers == [0, errno.ENODEV] else 1 + numbers[0])
+            os._exit(0 if numbers == [0, errno.ENODEV, 0, 0] else 1)
         finally:
             os._exit(97)
     for guest in connections:
         guest.socket.close()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    control.resume("his")
-    fd = os.open(watch.daemon.nodes / "his", os.O_RDONLY)
-    try:
-        assert os.pread(fd, 3, 0) == b"his"
-    finally:
-        os.close(fd)
-    for name in ("his", "not his"):
+    for name in ("his", "linked to", "relative"):
+        control.resume(name)
+        fd = os.open(watch.daemon.nodes / name, os.O_RDONLY)
+        try:
+            assert os.pread(fd, len(name), 0) == name.encode()
+        finally:
+            os.close(fd)
+    for name in paths:
         remove(control, name)
     watch.check()
 

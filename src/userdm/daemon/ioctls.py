@@ -106,7 +106,10 @@ def _check(command: Command, header: Header, buffer: bytearray, caller: Caller) 
     payload = bytearray()
     if header.data_start >= dm.DATA_OFFSET:
         # beyond the frame the client's buffer is zeros, of which no decoder needs more than a few
-        payload = buffer[header.data_start : size] + bytes(max(0, min(size - len(buffer), 16)))
+        # filled in place: no copy is left that nobody wipes
+        length = max(0, min(size, len(buffer)) - header.data_start)
+        payload = bytearray(length + max(0, min(size - len(buffer), 16)))
+        payload[:length] = memoryview(buffer)[header.data_start : header.data_start + length]
     header.data_size = dm.DATA_OFFSET
     return Call(header, size, payload, caller, secret=secret)
 

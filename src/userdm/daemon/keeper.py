@@ -254,8 +254,14 @@ class Keeper:
         self._next, self._current = None, worker
         if not (self._runtime_dir / runtime.CONTROL).exists():
             # the one before died while it was ending, and had taken the name away by then
-            self._listener.close()
-            self._listener = listen(self._runtime_dir)
+            try:
+                fresh = listen(self._runtime_dir)
+            except OSError as error:
+                # the devices matter more than that somebody finds us
+                self._say(f"there is no control socket: {error.strerror}")
+            else:
+                self._listener.close()
+                self._listener = fresh
         before = [each.pid for each in self._held_up]
         go: Message = {"foreground": self._foreground, "before": before, "replaced": self._replaced}
         go["oom_score"] = self._oom_score

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 30.0
 """How long a client may take over his request, and over taking our answer."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds."""
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 Query = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -54,6 +59,9 @@ class Server:
         except OSError as error:
             # out of descriptors, or he has gone again: the next one may be luckier
             log.warning("accept: %s", error)
+            if error.errno in _SCARCE:
+                # he stays where he is: asked again at once, it would be the same
+                time.sleep(ACCEPT_PAUSE)
             return
         thread = threading.Thread(target=self._serve, args=(client,), name="control", daemon=True)
         with self._idle:

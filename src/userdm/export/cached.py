@@ -196,8 +196,8 @@ class CachedMode:
             self._fall(why)
 
     def _fall(self, why: str) -> None:
-        with contextlib.suppress(OSError):
-            self._limit(0)  # whoever writes meanwhile waits: what is dirty becomes less
+        # the limit of dirty pages stays as it is: with a lower one the kernel makes the loop device's own thread wait,
+        # and a deep queue took half a minute to become direct. What is written down is what was dirty at its beginning.
         self._lost |= self._call("down")["lost"]
         if self._lost:
             # for whoever wrote it: the next flush brings the error

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from userdm.mapper.callers import path_of
 from userdm.mapper.graph import MAX_LEVELS, levels_above, levels_below
 from userdm.mapper.table import escape_argument
 from userdm.segment import Place
@@ -274,9 +275,12 @@ class Opened:
             if not os.path.exists(link):  # noqa: PTH110
                 raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
             return f"/dev/{os.path.basename(os.path.realpath(link))}"  # noqa: PTH119
+        if self._root != "/":
+            return path_of(self._root, self._folder, value)
         if not value.startswith("/"):
             value = os.path.join(self._folder or os.getcwd(), value)  # noqa: PTH109, PTH118
-        return os.path.normpath(value) if self._root == "/" else self._root + value
+        # not normpath: what ".." leads to is known where the links before it lead to
+        return "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
     def _hold(self, device: MappedDevice) -> None:
         """Count the table among the device's users; EINVAL for a loop, or for too many that stand on each other, ENXIO
