@@ -74,7 +74,7 @@ class File:
         """Something that was written is lost, and the next flush must say so."""
         self._wanted = WANTED | (protocol.WRITEBACK_CACHE if cacheable else 0)
         self._kept = KEPT_SECONDS if cacheable else 0
-        self._opened = 0 if cacheable else _OPENED
+        self._opened = protocol.OPENED_KEEP_CACHE if cacheable else _OPENED
         self._answers: dict[int, Callable[[int, memoryview, Buffer, Worker], Answer]] = {
             Op.INIT: self._init,
             Op.GETATTR: self._getattr,

@@ -58,6 +58,8 @@ HAS_RESEND = 1 << 39
 
 OPENED_DIRECT_IO = 1 << 0
 """FOPEN_DIRECT_IO: nothing of the file is kept in the page cache."""
+OPENED_KEEP_CACHE = 1 << 1
+"""FOPEN_KEEP_CACHE: otherwise each open(2) drops what is cached, and writes down what is dirty, page by page."""
 OPENED_PARALLEL_DIRECT_WRITES = 1 << 6
 """FOPEN_PARALLEL_DIRECT_WRITES: writers need not wait for each other."""
 
