@@ -73,6 +73,7 @@ class File:
         self.unreported = False
         """Something that was written is lost, and the next flush must say so."""
         self._wanted = WANTED | (protocol.WRITEBACK_CACHE if cacheable else 0)
+        self._cacheable = cacheable
         self._kept = KEPT_SECONDS if cacheable else 0
         self._opened = protocol.OPENED_KEEP_CACHE if cacheable else _OPENED
         self._answers: dict[int, Callable[[int, memoryview, Buffer, Worker], Answer]] = {
@@ -171,7 +172,7 @@ class File:
         flags, _ = protocol.OPEN_IN.unpack_from(body)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         self.refresh()
-        if writing and self.readonly and self._opened:
+        if writing and self.readonly and not self._cacheable:
             raise OSError(errno.EACCES, "the device is read-only")
         handle = pid | writing << 32
         with self._openers_lock:
