@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from difflib import unified_diff
@@ -15,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import Daemon, missing, running_daemon
+from support.daemon import Daemon, running_daemon
+from support.stage import want_root_and
 
 FOLDER = Path(__file__).resolve().parent
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.sh") if path.stem != "lib")
@@ -54,13 +53,7 @@ def run(name: str, daemon: Daemon) -> str:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_as_the_kernel(name: str) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("missing: root")
-    for tool in ("blkdiscard", "thin_check"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"missing: {tool}")
-    if (what := missing()) is not None:
-        pytest.skip(f"missing: {what}")
+    want_root_and("blkdiscard", "thin_check")
     expected = (FOLDER / f"{name}.expected").read_text()
     with running_daemon() as daemon:
         got = run(name, daemon)

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.daemon import running_daemon
-from support.stage import MIB_SECTORS, Stage
+from support.stage import MIB_SECTORS, Stage, running_stage
 
 SECONDS = 60.0
 PAGE = 4096
@@ -60,13 +59,9 @@ class CachedStage(Stage):
 
 @contextmanager
 def cached_stage() -> Iterator[CachedStage]:
-    with running_daemon() as daemon:
-        daemon.env["USERDM_CACHED"] = "1"
-        made = CachedStage(daemon)
-        try:
-            yield made
-        finally:
-            made.close()
+    with running_stage(CachedStage) as stage:
+        stage.daemon.env["USERDM_CACHED"] = "1"
+        yield stage
 
 
 class DirectFile:

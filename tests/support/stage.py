@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from support.daemon import Daemon
+import pytest
+
+from support.daemon import Daemon, missing, running_daemon
 
 MIB_SECTORS = 2048
 
@@ -64,3 +71,26 @@ class Stage:
     def close(self) -> None:
         for point in reversed(self.mounts):
             subprocess.run(["umount", "-l", point], check=False)
+
+
+def want_root_and(*tools: str) -> None:
+    """Skip the test, naming what is missing, unless it has root, these tools, and what a daemon needs."""
+    if os.geteuid() != 0:
+        pytest.skip("missing: root")
+    what = next((tool for tool in tools if shutil.which(tool) is None), missing())
+    if what is not None:
+        pytest.skip(f"missing: {what}")
+
+
+S = TypeVar("S", bound=Stage)
+
+
+@contextlib.contextmanager
+def running_stage(make: Callable[[Daemon], S]) -> Iterator[S]:
+    """With a daemon that starts on first use; both are taken down at the end."""
+    with running_daemon() as daemon:
+        stage = make(daemon)
+        try:
+            yield stage
+        finally:
+            stage.close()

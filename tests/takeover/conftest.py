@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import missing, running_daemon
-from support.stage import Stage
+from support.daemon import missing
+from support.stage import Stage, running_stage
 
 RESEND_SINCE = (6, 9)
 
@@ -28,12 +28,8 @@ def missing_for_takeover() -> str | None:
 def stage() -> Iterator[Stage]:
     if (what := missing_for_takeover()) is not None:
         pytest.skip(f"missing: {what}")
-    with running_daemon() as daemon:
-        made = Stage(daemon)
-        try:
-            yield made
-        finally:
-            made.close()
+    with running_stage(Stage) as stage:
+        yield stage
 
 
 def disk(stage: Stage, name: str, mib: int) -> Path:

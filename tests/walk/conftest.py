@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from support.daemon import missing, running_daemon
-from support.stage import Stage
+from support.stage import Stage, running_stage, want_root_and
 
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    if os.geteuid() != 0:
-        pytest.skip("missing: root")
-    for tool in ("mkfs.ext4", "thin_check"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"missing: {tool}")
-    if (what := missing()) is not None:
-        pytest.skip(f"missing: {what}")
-    with running_daemon() as daemon:
-        made = Stage(daemon)
-        try:
-            yield made
-        finally:
-            made.close()
+    want_root_and("mkfs.ext4", "thin_check")
+    with running_stage(Stage) as stage:
+        yield stage
